@@ -1,0 +1,7 @@
+"""`python -m mmembed` is the command `mmembed`."""
+
+import sys
+
+from mmembed.cli import main
+
+sys.exit(main())

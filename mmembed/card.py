@@ -1,0 +1,59 @@
+"""The dataset card of OUT/: what is in it, and how it loads, in the form that Hugging Face reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmembed.dataset import Dataset
+
+_CARD = """\
+---
+configs:
+{configs}
+---
+# Embeddings of {records:,} records
+
+Made by [mmembed](https://pypi.org/project/mmembed/). A row is a segment of a record: a picture or a tile, a text or a
+chunk, a window of a sound. `embedding` is L2-normalized and of space `{space}`: the inner product of any two rows, of
+whichever modality, is their similarity.
+
+{counts}
+
+| column | what it holds |
+|---|---|
+| `id` | of the record |
+| `segment` | number of the segment within its record and modality |
+| `span` | where it lies: pixels (left, top, right, bottom), characters (start, end), or seconds (start, end) |
+| `media` | the piece of text, or the path of the file, relative to the manifest of the input |
+| `split` | `train`, or `heldout`: never used to learn the maps |
+| `metadata` | what else the input said of the record |
+| `embedding` | {dim} x {dtype} |
+
+    datasets.load_dataset("DIRECTORY", "{first}")
+    pyarrow.dataset.dataset("DIRECTORY/embeddings/{first}", format="parquet")
+    duckdb.sql("select id, split from 'DIRECTORY/embeddings/{first}/*.parquet'")
+{evaluation}"""
+
+
+def dataset_card(dataset: Dataset, table: str) -> str:
+    """The card as Markdown; `table` is what the evaluation found, as plain text."""
+    summary = dataset.stage("project").summary
+    spaces = dataset.modalities("project")
+    first, space = next(iter(spaces.items()))
+    configs = "\n".join(f"- config_name: {name}\n  data_files: embeddings/{name}/*.parquet" for name in spaces)
+    return _CARD.format(
+        configs=configs,
+        records=dataset.stage("extract").summary["records"],
+        space=space,
+        counts=_counts(summary["segments"]),
+        dim=space.dim,
+        dtype=summary["dtype"],
+        first=first,
+        evaluation=f"\nRetrieval on held-out records:\n\n```\n{table}\n```\n" if table else "",
+    )
+
+
+def _counts(segments: Mapping[str, Any]) -> str:
+    rows = "\n".join(f"| {name} | {count:,} |" for name, count in segments.items())
+    return f"| modality | segments |\n|---|---|\n{rows}"

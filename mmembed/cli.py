@@ -1,0 +1,254 @@
+"""The command line: arguments in, tables and JSON out."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import mmembed
+from mmembed.errors import MmembedError, UsageError
+
+if TYPE_CHECKING:
+    from mmembed.dataset import Dataset
+    from mmembed.types import Neighbour
+
+_EXIT_USAGE, _EXIT_FAILED, _EXIT_INTERRUPTED = 2, 1, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0, 1 for a failure, 2 for a wrong call, 130 for an interruption."""
+    own, beam_flags = _split(list(sys.argv[1:] if arguments is None else arguments))
+    options = _parser().parse_args(own)
+    options.beam_flags = beam_flags
+    try:
+        return int(options.run(options))
+    except UsageError as error:
+        return _fail(error, _EXIT_USAGE)
+    except MmembedError as error:
+        return _fail(error, _EXIT_FAILED)
+    except OSError as error:  # a full disk, a folder that can't be written: the user's to mend, not ours
+        return _fail(error, _EXIT_FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted; what was finished is kept: run the same command again to go on", _EXIT_INTERRUPTED)
+
+
+def _fail(message: object, code: int) -> int:
+    print(f"mmembed: {message}", file=sys.stderr)
+    return code
+
+
+def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Flags of ours, and those for Beam after `--`."""
+    if "--" not in arguments:
+        return arguments, ()
+    place = arguments.index("--")
+    return arguments[:place], tuple(arguments[place + 1 :])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mmembed", description="One embedding space for images, texts and sounds.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"mmembed {mmembed.__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
+        made.set_defaults(run=run)
+        return made
+
+    made = command("sample", _sample, "Write a sample data set.")
+    made.add_argument("folder", metavar="DIR", type=Path)
+    made.add_argument("--records", type=int, default=1000, metavar="N")
+    made.add_argument("--seed", type=int, default=0, metavar="S")
+
+    for name, sections, help in (
+        ("build", ("extract", "fit", "project"), "All stages: raw records to embeddings, an index and an evaluation."),
+        ("extract", ("extract",), "Raw records to features."),
+    ):
+        made = command(name, _build if name == "build" else _extract, help)
+        made.add_argument("input", metavar="INPUT", type=Path, help="a manifest: .jsonl or .parquet")
+        _stage_arguments(made, sections)
+    for name, sections, help in (
+        ("fit", ("fit",), "Features to maps."),
+        ("project", ("project",), "Features to embeddings."),
+        ("index", (), "Embeddings to an index."),
+        ("evaluate", (), "Retrieval between all modalities, on held-out records."),
+    ):
+        made = command(name, _later_stage, help)
+        made.set_defaults(stage=name)
+        _stage_arguments(made, sections)
+
+    for name, run, help in (
+        ("info", _info, "What a data set holds."),
+        ("verify", _verify, "Check every file of a data set."),
+    ):
+        command(name, run, help).add_argument("root", metavar="OUT", type=Path)
+
+    made = command("query", _query, "Nearest neighbours of a text, a picture, a sound or a record.")
+    made.add_argument("root", metavar="OUT", type=Path)
+    kinds = made.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--text", metavar="TEXT")
+    kinds.add_argument("--image", metavar="FILE", type=Path)
+    kinds.add_argument("--audio", metavar="FILE", type=Path)
+    kinds.add_argument("--id", metavar="ID")
+    made.add_argument("--to", default="any", metavar="MODALITY", help="image, text, audio or any (default: any)")
+    made.add_argument("-k", type=int, default=10, metavar="K", help="how many (default: 10)")
+    made.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def _stage_arguments(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
+    from mmembed.config import Config
+
+    parser.add_argument("root", metavar="OUT", type=Path)
+    parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one a core)")
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="flags as keys of tables [extract], [fit], …")
+    for section in sections:
+        _field_arguments(parser.add_argument_group(section), getattr(Config(), section), section, "")
+    parser.epilog = "Flags for Beam itself follow after `--`, for instance `-- --runner=DataflowRunner …`."
+
+
+def _field_arguments(group: argparse._ArgumentGroup, config: Any, path: str, prefix: str) -> None:
+    """A flag for each field of a configuration; those of a nested one begin with its name."""
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if is_dataclass(value):
+            _field_arguments(group, value, f"{path}.{item.name}", f"{item.name}-")
+            continue
+        group.add_argument(
+            f"--{prefix}{item.name}".replace("_", "-"),
+            dest=f"{path}.{item.name}",
+            type=type(value),
+            default=MISSING,
+            metavar=type(value).__name__.upper(),
+            help=f"{item.metadata.get('help', '')} (default: {value!r})".strip(),
+        )
+
+
+def _config(options: argparse.Namespace, stored: dict[str, Any] | None = None) -> Any:
+    """Flags over the configuration file over what the data set was built with over the defaults."""
+    from mmembed.config import Config, from_file, from_json
+
+    config = from_json(Config(), stored or {})
+    if options.config:
+        config = from_file(options.config, config)
+    given: dict[str, Any] = {}
+    for path, value in vars(options).items():
+        if "." in path and value is not MISSING:
+            *tables, key = path.split(".")
+            table = given
+            for name in tables:
+                table = table.setdefault(name, {})
+            table[key] = value
+    return from_json(config, given)
+
+
+def _cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _engine(options: argparse.Namespace) -> Any:
+    from mmembed.engine import Engine
+
+    return Engine(options.workers, options.beam_flags)
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from mmembed.sample import write_sample
+
+    path = write_sample(options.folder, options.records, options.seed)
+    print(f"{options.records:,} records: {path}")
+    return 0
+
+
+def _build(options: argparse.Namespace) -> int:
+    from mmembed import stages
+    from mmembed.report import build_summary
+
+    dataset = stages.build(options.input, options.root, _config(options), _engine(options))
+    print(build_summary(dataset))
+    return 0
+
+
+def _extract(options: argparse.Namespace) -> int:
+    from mmembed import stages
+    from mmembed.dataset import Dataset
+
+    dataset = Dataset.open_or_new(options.root)
+    stages.extract(options.input, dataset, _config(options, dict(dataset.config)), _engine(options))
+    return 0
+
+
+def _later_stage(options: argparse.Namespace) -> int:
+    from mmembed import stages
+    from mmembed.dataset import Dataset
+
+    dataset = Dataset.open(options.root)
+    config = _config(options, dict(dataset.config))
+    dataset = getattr(stages, options.stage)(dataset, config, _engine(options))
+    if options.stage == "evaluate":
+        print(_evaluation(dataset))
+    return 0
+
+
+def _evaluation(dataset: Dataset) -> str:
+    from mmembed.evaluate import format_table
+
+    return format_table(json.loads(dataset.read("evaluation.json")))
+
+
+def _info(options: argparse.Namespace) -> int:
+    from mmembed.dataset import Dataset
+    from mmembed.report import info
+
+    print(info(Dataset.open(options.root)))
+    return 0
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from mmembed.dataset import Dataset
+    from mmembed.verify import verify
+
+    dataset = Dataset.open(options.root)
+    problems = verify(dataset)
+    for problem in problems:
+        print(problem)
+    if problems:
+        return _fail(f"{len(problems):,} problems in {options.root}; build the data set again", _EXIT_FAILED)
+    print(f"{options.root}: all {len(dataset.files):,} files are as the manifest says")
+    return 0
+
+
+def _query(options: argparse.Namespace) -> int:
+    from mmembed.search import Query, Searcher
+
+    query = Query.of(text=options.text, image=options.image, audio=options.audio, id=options.id)
+    neighbours = Searcher.open(options.root).search(query, options.to, options.k)
+    print(_as_json(neighbours) if options.json else _as_table(neighbours))
+    return 0
+
+
+def _as_json(neighbours: Sequence[Neighbour]) -> str:
+    return "\n".join(json.dumps(vars(neighbour), ensure_ascii=False) for neighbour in neighbours)
+
+
+def _as_table(neighbours: Sequence[Neighbour]) -> str:
+    from mmembed.report import table
+
+    rows = [
+        [str(n.rank), f"{n.score:.3f}", n.modality, n.id, " ".join(f"{value:g}" for value in n.span), n.media]
+        for n in neighbours
+    ]
+    return table(["rank", "score", "modality", "id", "span", "text or path"], rows)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

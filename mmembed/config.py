@@ -1,0 +1,130 @@
+"""The configuration: one dataclass a stage, whose fields are the command line's flags and a file's keys."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmembed.encoders import Encoder, resolve
+from mmembed.errors import UsageError
+from mmembed.modalities import Modality
+from mmembed.modalities.audio import Audio
+from mmembed.modalities.image import Image
+from mmembed.modalities.text import Text
+
+T = TypeVar("T")
+
+
+def _require(condition: bool, name: str, value: Any, rule: str) -> None:
+    if not condition:
+        raise UsageError(f"{name} = {value!r}: must be {rule}")
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass(frozen=True)
+class ExtractConfig:
+    """How raw records become features."""
+
+    unit_records: int = _option(256, "records of one unit of work, and rows of one file")
+    image: Image = Image()
+    text: Text = Text()
+    audio: Audio = Audio()
+    image_encoder: str = _option("builtin", "builtin, or module:Class of your own")
+    text_encoder: str = _option("builtin", "builtin, or module:Class of your own")
+    audio_encoder: str = _option("builtin", "builtin, or module:Class of your own")
+
+    def __post_init__(self) -> None:
+        _require(self.unit_records >= 1, "unit_records", self.unit_records, "at least 1")
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    """How features become maps."""
+
+    dim: int = _option(128, "dimension of the shared space, at most; fewer where the data carries fewer")
+    holdout: float = _option(0.1, "share of the records that is never fitted and serves the evaluation")
+    group_column: str = _option("", "a key of the records; equal values stay on one side of the split")
+    maps: str = _option("", "use the maps of this other data set instead of fitting")
+
+    def __post_init__(self) -> None:
+        _require(self.dim >= 1, "dim", self.dim, "at least 1")
+        _require(0 <= self.holdout < 1, "holdout", self.holdout, "at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class ProjectConfig:
+    """How embeddings are stored."""
+
+    dtype: str = _option("float32", "float32, or float16 for half the bytes")
+
+    def __post_init__(self) -> None:
+        _require(self.dtype in ("float32", "float16"), "dtype", self.dtype, "float32 or float16")
+
+
+@dataclass(frozen=True)
+class Config:
+    """All stages' configurations."""
+
+    extract: ExtractConfig = ExtractConfig()
+    fit: FitConfig = FitConfig()
+    project: ProjectConfig = ProjectConfig()
+
+
+def modalities(config: ExtractConfig) -> dict[str, tuple[Modality, Encoder]]:
+    """By name, how each modality is cut and normalized, and what encodes it.
+
+    Raises:
+        UsageError: an encoder can't be made.
+    """
+    return {
+        modality.name: (modality, resolve(modality.name, getattr(config, f"{modality.name}_encoder")))
+        for modality in (config.image, config.text, config.audio)
+    }
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as JSON values."""
+    return asdict(config)
+
+
+def from_json(default: T, values: dict[str, Any], where: str = "") -> T:
+    """A configuration with some fields replaced; nested dataclasses by nested dictionaries.
+
+    Raises:
+        UsageError: a key is unknown, or a value has the wrong type or is out of range.
+    """
+    known = {item.name: getattr(default, item.name) for item in fields(default)}  # type: ignore[arg-type]
+    changes = {}
+    for key, value in values.items():
+        name = f"{where}{key}"
+        if key not in known:
+            raise UsageError(f"unknown configuration key {name!r}; known here: {', '.join(known)}")
+        if is_dataclass(known[key]):
+            if not isinstance(value, dict):
+                raise UsageError(f"{name} needs a table of keys, not {value!r}")
+            changes[key] = from_json(known[key], value, f"{name}.")
+        elif type(value) is type(known[key]) or (isinstance(known[key], float) and type(value) is int):
+            changes[key] = type(known[key])(value)
+        else:
+            raise UsageError(f"{name} needs a {type(known[key]).__name__}, not {value!r}")
+    return replace(default, **changes)  # type: ignore[type-var]
+
+
+def from_file(path: Path, default: Config) -> Config:
+    """A configuration with the fields that a TOML file gives replaced: tables [extract], [extract.image], [fit], …
+
+    Raises:
+        UsageError: the file can't be read, is no TOML, or has an unknown key or a wrong value.
+    """
+    try:
+        values = tomllib.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise UsageError(f"can't read the configuration {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is no valid TOML: {error}") from error
+    return from_json(default, values)

@@ -1,0 +1,189 @@
+"""The manifest `dataset.json`: what OUT/ holds, from which configuration, and what is stale."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+import mmembed
+from mmembed.errors import DatasetError, UsageError
+from mmembed.shards import checksum, read_checked, read_table, write_json
+from mmembed.types import Space
+
+FORMAT_VERSION = 1
+MANIFEST = "dataset.json"
+STAGES = ("extract", "fit", "project", "index", "evaluate")
+
+
+@dataclass(frozen=True)
+class File:
+    """A file as the manifest knows it; `rows` is None where it holds no table."""
+
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage left: the fingerprint of all that went in, and what it has to say (counts, spaces)."""
+
+    fingerprint: str
+    summary: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A built data set: the folder and what its manifest says.
+
+    Attributes:
+        input: the manifest of raw records, as an absolute path.
+        config: the whole resolved configuration, JSON values.
+        stages: by name, those that are complete.
+        files: by path relative to the folder; every file but the manifest itself.
+    """
+
+    root: Path
+    input: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Stage] = field(default_factory=dict)
+    files: Mapping[str, File] = field(default_factory=dict)
+
+    @classmethod
+    def open(cls, root: Path) -> Dataset:
+        """Read the manifest.
+
+        Raises:
+            UsageError: there is none.
+            DatasetError: it is damaged, or of another format version.
+        """
+        path = root / MANIFEST
+        try:
+            content = json.loads(path.read_text("utf-8"))
+        except OSError as error:
+            raise UsageError(
+                f"{root} holds no data set ({path}: {error.strerror}); make one with `mmembed build INPUT {root}`"
+            ) from error
+        except ValueError as error:
+            raise DatasetError(f"{path} is no valid JSON ({error}); build the data set again") from error
+        version = content.get("format_version") if isinstance(content, dict) else None
+        if version != FORMAT_VERSION:
+            raise DatasetError(
+                f"{path} has format version {version!r}, this mmembed {mmembed.__version__} reads {FORMAT_VERSION}: "
+                "build the data set again into an empty folder"
+            )
+        try:
+            return cls(
+                root,
+                content["input"],
+                content["config"],
+                {name: Stage(**stage) for name, stage in content["stages"].items()},
+                {name: File(**file) for name, file in content["files"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DatasetError(f"{path} lacks what a manifest needs ({error}); build the data set again") from error
+
+    @classmethod
+    def open_or_new(cls, root: Path) -> Dataset:
+        """The data set in a folder; an empty one if the folder is empty, missing, or holds a killed first run."""
+        return cls.open(root) if (root / MANIFEST).exists() else cls(root)
+
+    def commit(self, stage: str, value: Stage, files: Mapping[str, File], **changes: Any) -> Dataset:
+        """This data set with a stage done, written to disk.
+
+        The stages after it are no longer done, for they were made from what was there before: a search never
+        mixes the old and the new. Their files stay on disk, and serve where they turn out to be the same.
+        """
+        earlier = {name: self.stages[name] for name in STAGES[: STAGES.index(stage)] if name in self.stages}
+        folders = [folder for done in earlier.values() for folder in done.summary["folders"]]
+        kept = {path: file for path, file in self.files.items() if path.split("/")[0] in folders}
+        dataset = replace(
+            self,
+            stages={**earlier, stage: value},
+            files=dict(sorted({**kept, **files}.items())),
+            **changes,
+        )
+        dataset.save()
+        return dataset
+
+    def save(self) -> None:
+        """Write the manifest, atomically."""
+        content = {
+            "format_version": FORMAT_VERSION,
+            "mmembed_version": mmembed.__version__,
+            "input": self.input,
+            "config": self.config,
+            "stages": {name: asdict(stage) for name, stage in self.stages.items()},
+            "files": {
+                name: {key: value for key, value in asdict(file).items() if value is not None}
+                for name, file in self.files.items()
+            },
+        }
+        write_json(self.root / MANIFEST, content)
+
+    def is_done(self, stage: str, fingerprint: str) -> bool:
+        """Whether a stage was done with these inputs, and its files are there in their full size."""
+        done = self.stages.get(stage)
+        return done is not None and done.fingerprint == fingerprint and not self.damaged(done.summary["folders"])
+
+    def damaged(self, folders: list[str]) -> list[str]:
+        """Files below some top folders that are missing or have another size; contents are not read."""
+        return [
+            path
+            for path, file in self.files.items()
+            if path.split("/")[0] in folders and _size(self.root / path) != file.bytes
+        ]
+
+    def stage(self, name: str) -> Stage:
+        """A stage that is done.
+
+        Raises:
+            UsageError: it has not been run.
+        """
+        if name not in self.stages:
+            raise UsageError(
+                f"{self.root} has no {name} yet: run `mmembed {name}`, or `mmembed build` for all stages"
+            )
+        return self.stages[name]
+
+    def below(self, folder: str) -> dict[str, File]:
+        """The files below a folder, in the order of their names."""
+        return {path: file for path, file in self.files.items() if path.startswith(folder + "/")}
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file, checked against the manifest.
+
+        Raises:
+            DatasetError: it is not in the manifest, missing or changed.
+        """
+        if path not in self.files:
+            raise DatasetError(f"{self.root / path} is not in the manifest: build the data set again")
+        return read_checked(self.root / path, self.files[path].sha256)
+
+    def tables(self, folder: str) -> Iterator[tuple[str, pa.Table]]:
+        """The Parquet files below a folder one after the other, checked."""
+        for path in self.below(folder):
+            yield path, read_table(self.read(path))
+
+    def modalities(self, stage: str) -> dict[str, Space]:
+        """The modalities that a stage left vectors of, and their spaces."""
+        spaces: Mapping[str, Mapping[str, Any]] = self.stage(stage).summary["spaces"]
+        return {name: Space(**space) for name, space in spaces.items()}
+
+
+def describe(root: Path, path: str, rows: int | None = None) -> File:
+    """A file on disk as the manifest is to know it."""
+    data = (root / path).read_bytes()
+    return File(len(data), checksum(data), rows)
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None

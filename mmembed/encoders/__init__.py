@@ -1,0 +1,58 @@
+"""Encoders: from normalized segments of one modality to features; one file a family."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmembed.errors import UsageError
+from mmembed.types import Space
+
+_BUILTIN = {
+    "image": "mmembed.encoders.image:ImageStatistics",
+    "text": "mmembed.encoders.text:TextFeatures",
+    "audio": "mmembed.encoders.audio:AudioStatistics",
+}
+
+
+class Encoder(Protocol):
+    """A picklable value whose weights load in `setup`, on the worker; the same rows always give the same features."""
+
+    @property
+    def modality(self) -> str:
+        """The name of the modality whose segments it takes."""
+
+    @property
+    def space(self) -> Space:
+        """Where its features live; a change of what `encode` computes needs another version."""
+
+    def setup(self) -> None:
+        """Load weights. Called once a process before the first `encode`; calling it again does nothing."""
+
+    def encode(self, batch: Sequence[Any]) -> NDArray[np.float32]:
+        """Features, float32 (len(batch), space.dim), all finite.
+
+        Args:
+            batch: at least one normalized segment: uint8 (height, width, 3) sRGB, str, or float32 (samples,) mono.
+        """
+
+
+def resolve(modality: str, spec: str) -> Encoder:
+    """The encoder that a short name stands for: "builtin", or "module:Class" of the user's own.
+
+    Raises:
+        UsageError: there is no such class, or its encoder is for another modality.
+    """
+    target = _BUILTIN[modality] if spec == "builtin" else spec
+    module, _, name = target.partition(":")
+    try:
+        encoder = cast(Encoder, getattr(importlib.import_module(module), name)())
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise UsageError(f"can't make the {modality} encoder {spec!r} (builtin, or module:Class): {error}") from error
+    if encoder.modality != modality:
+        raise UsageError(f"the encoder {spec!r} is for {encoder.modality}, not for {modality}")
+    return encoder

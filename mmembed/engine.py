@@ -1,0 +1,24 @@
+"""Where pipelines run, as a value that needs no Beam."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmembed.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where pipelines run.
+
+    Attributes:
+        workers: processes on this machine, at most.
+        beam_flags: Beam's own flags; with any of them, they alone decide.
+    """
+
+    workers: int
+    beam_flags: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"workers = {self.workers}: must be at least 1")

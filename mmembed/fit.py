@@ -1,0 +1,318 @@
+"""Moments to maps: regularized multi-view canonical correlation analysis, in closed form.
+
+Each modality is standardized and whitened with a ridge, P = (C + r m I)^(-1/2), where C is its correlation matrix and m
+the mean of its eigenvalues. The maps are the top eigenvectors of the block matrix of whitened cross-correlations (zero on
+its diagonal): the MAXVAR generalization of CCA (Kettenring 1971, "Canonical analysis of several sets of variables"), with
+ridge as in Vinod 1976. For two modalities it is the SVD of P_x C_xy P_y, which is classical CCA.
+
+The ridge of each modality and the weights of the directions are chosen by cross-validation over folds of the training
+records. Only the folds' moments are needed: those of the training side are the merge of the other folds.
+
+Each direction is scaled to unit variance over the training records and weighted by the square root of its held-out
+correlation: the inner product of two embeddings is then sum_k rho_k u_k v_k, which is the log-ratio
+log p(u, v) / p(u) p(v) of jointly Gaussian canonical variates to first order in rho.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmembed.config import FitConfig
+from mmembed.dataset import Dataset
+from mmembed.errors import UsageError
+from mmembed.features import read_unit
+from mmembed.linear import LinearMap
+from mmembed.moments import Moments
+from mmembed.shards import write_bytes, write_json
+from mmembed.splits import TRAIN, fold_of, group_of, split_of
+from mmembed.types import Space
+
+Matrix = NDArray[np.float64]
+Ridges = dict[str, float]
+
+FOLDS = 5
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+_TRIAL_COMPONENTS = 256  # of each modality: what the ridge leaves of the others decides no trial, but costs its cube
+_MIN_PAIRS = 10  # fewer say nothing about how modalities go together
+_TRIAL_DIRECTIONS = 64  # the directions that follow are noise in each set tried
+_MAX_CORRELATION = 0.999
+_DEAD = 1e-6  # a feature whose deviation is below this share of its mean carries rounding errors only
+
+
+def training_moments(dataset: Dataset, units: Iterable[int], modalities: Sequence[str], config: FitConfig) -> list[Moments]:
+    """Moments of the training records of some units, one for each fold; units in order, one in memory at a time.
+
+    Features are pooled by record: a record counts once, however many segments it has.
+    """
+    merged: list[Moments] | None = None
+    for number in units:
+        unit = read_unit(dataset, number, modalities)
+        groups = [group_of(id, record, config.group_column) for id, record in zip(unit.ids, unit.records, strict=True)]
+        training = np.array([split_of(group, config.holdout) == TRAIN for group in groups], bool)
+        fold = np.array([fold_of(group, FOLDS) for group in groups], np.intp)
+        folds = [
+            Moments.of(unit.pooled, {name: has & training & (fold == k) for name, has in unit.present.items()})
+            for k in range(FOLDS)
+        ]
+        merged = folds if merged is None else [a.merge(b) for a, b in zip(merged, folds, strict=True)]
+    if merged is None:
+        raise ValueError("moments of no units")
+    return merged
+
+
+@dataclass(frozen=True)
+class FitBlock:
+    """A block's units to moments by fold: a picklable value, called on workers."""
+
+    dataset: Dataset
+    modalities: Sequence[str]
+    config: FitConfig
+
+    def __call__(self, units: tuple[int, ...]) -> list[Moments]:
+        return training_moments(self.dataset, units, self.modalities, self.config)
+
+
+@dataclass(frozen=True)
+class WriteMaps:
+    """Moments by fold to the files of maps/: a picklable value, called on a worker.
+
+    Attributes:
+        version: of the space that the maps lead to.
+    """
+
+    root: Path
+    spaces: Mapping[str, Space]
+    config: FitConfig
+    version: str
+
+    def __call__(self, folds: list[Moments]) -> list[str]:
+        maps, report = fit_maps(folds, self.spaces, self.config.dim, self.version)
+        for name, linear_map in maps.items():
+            write_bytes(self.root / f"maps/{name}.safetensors", linear_map.to_bytes())
+        write_json(self.root / "maps/fit.json", report)
+        return [*maps, "fit.json"]
+
+
+def fit_maps(
+    folds: Sequence[Moments], spaces: Mapping[str, Space], dim: int, version: str
+) -> tuple[dict[str, LinearMap], dict[str, Any]]:
+    """Maps by modality into one space of at most `dim` dimensions, and how they came about.
+
+    Args:
+        folds: moments of disjoint training records.
+
+    Raises:
+        UsageError: no two modalities come together in enough records.
+    """
+    total = _merge(folds)
+    modalities = _paired(total)
+    if not modalities:
+        counts = ", ".join(f"{a} with {b}: {total.count(a, b)}" for a, b in combinations(total.modalities, 2))
+        raise UsageError(
+            f"maps are learned from records that have two modalities, at least {_MIN_PAIRS} of them that are not held "
+            f"out; here are {counts}. Give such records, or the maps of another data set with --maps"
+        )
+    scales = {name: _scales(total, name) for name in modalities}
+    sides = [
+        _Side(_Whitening.of(_merge([*folds[:k], *folds[k + 1 :]]), scales, _TRIAL_COMPONENTS), _correlations(fold, scales))
+        for k, fold in enumerate(folds)
+        if all(fold.count(name, name) for name in modalities)
+    ]
+    counts = {(a, b): total.count(a, b) for a, b in combinations(modalities, 2)}
+    ridges, trials = _choose_ridges(sides, counts, dim)
+    rho = _spectrum(sides, counts, ridges, dim)
+    directions = _Whitening.of(total, scales).directions(ridges, min(dim, int((rho > 0).sum())))
+    output = Space("mmembed", version[:16], next(iter(directions.values())).shape[1])
+    weights = np.sqrt(rho[: output.dim])
+    maps = {
+        name: _map(directions[name] * weights, total, name, scales[name], spaces[name], output)
+        for name in modalities
+    }
+    report = {
+        "method": "regularized multi-view CCA, directions weighted by cross-validated correlation",
+        "modalities": list(maps),
+        "output": asdict(output),
+        "pairs": {f"{a}+{b}": count for (a, b), count in counts.items()},
+        "records": {name: total.count(name, name) for name in modalities},
+        "folds": len(sides),
+        "ridge": ridges,
+        "correlations": [round(float(value), 6) for value in rho[: output.dim]],
+        "trials": trials,
+        "dead_features": {name: int(np.isinf(scales[name]).sum()) for name in modalities},
+    }
+    return maps, report
+
+
+@dataclass(frozen=True, eq=False)
+class _Whitening:
+    """Principal components of each modality's correlations, and cross-correlations between components.
+
+    Attributes:
+        mean: of all eigenvalues of a modality, also of those that were left out.
+        values: eigenvalues, (q,) each.
+        vectors: eigenvectors, (d, q) each.
+        cross: by pair, (q, q).
+        weights: by pair, its share of the records of the most frequent pair: a pair that was seldom seen together
+            has cross-correlations that are mostly noise, and would else take the first directions.
+    """
+
+    mean: dict[str, float]
+    values: dict[str, Matrix]
+    vectors: dict[str, Matrix]
+    cross: dict[tuple[str, str], Matrix]
+    weights: dict[tuple[str, str], float]
+
+    @classmethod
+    def of(cls, moments: Moments, scales: Mapping[str, Matrix], components: int | None = None) -> _Whitening:
+        correlations = _correlations(moments, scales)
+        decomposed = {name: np.linalg.eigh(correlations[name, name]) for name in scales}
+        values = {name: np.maximum(pair.eigenvalues[::-1], 0) for name, pair in decomposed.items()}
+        vectors = {name: pair.eigenvectors[:, ::-1][:, :components] for name, pair in decomposed.items()}
+        pairs = list(combinations(scales, 2))
+        most = max(moments.count(a, b) for a, b in pairs)
+        return cls(
+            {name: max(float(all_.mean()), np.finfo(float).tiny) for name, all_ in values.items()},
+            {name: all_[:components] for name, all_ in values.items()},
+            vectors,
+            {(a, b): vectors[a].T @ correlations[a, b] @ vectors[b] for a, b in pairs},
+            {(a, b): moments.count(a, b) / max(most, 1) for a, b in pairs},
+        )
+
+    def directions(self, ridges: Ridges, dim: int) -> dict[str, Matrix]:
+        """The top directions (d, k <= dim) of each modality, for standardized features, of unit variance."""
+        from scipy.linalg import eigh
+
+        roots = {name: 1 / np.sqrt(values + ridges[name] * self.mean[name]) for name, values in self.values.items()}
+        ends = np.cumsum([0, *(len(values) for values in self.values.values())])
+        place = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(self.values)}
+        block = np.zeros((ends[-1], ends[-1]))
+        for (a, b), cross in self.cross.items():
+            block[place[a], place[b]] = self.weights[a, b] * roots[a][:, None] * cross * roots[b]
+            block[place[b], place[a]] = block[place[a], place[b]].T
+        count = min(dim, *(len(values) for values in self.values.values()))
+        _, vectors = eigh(block, subset_by_index=[ends[-1] - count, ends[-1] - 1])
+        vectors = vectors[:, ::-1]
+        vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), range(count)] < 0, -1, 1)
+        variates = {name: roots[name][:, None] * vectors[place[name]] for name in place}
+        deviations = {name: np.sqrt(self.values[name] @ variates[name] ** 2) for name in place}
+        return {
+            name: self.vectors[name] @ np.where(deviations[name] > _DEAD, variates[name] / deviations[name], 0)
+            for name in place
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class _Side:
+    """One split of cross-validation: what is fitted, and the correlations of the fold that is not."""
+
+    fitted: _Whitening
+    held_out: dict[tuple[str, str], Matrix]
+
+
+def _choose_ridges(
+    sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], dim: int
+) -> tuple[Ridges, list[dict[str, Any]]]:
+    """The ridges with the most held-out information: first one for all, then a walk to better neighbours."""
+    trials: dict[tuple[float, ...], float] = {}
+    names = sorted({name for pair in counts for name in pair})
+
+    def information(steps: tuple[int, ...]) -> float:
+        ridges = tuple(RIDGES[step] for step in steps)
+        if ridges not in trials:
+            trials[ridges] = _information(sides, counts, dict(zip(names, ridges, strict=True)), dim)
+        return trials[ridges]
+
+    best = max(((step,) * len(names) for step in range(len(RIDGES))), key=information)
+    while True:
+        neighbours = [
+            (*best[:i], best[i] + move, *best[i + 1 :])
+            for i in range(len(names))
+            for move in (-1, 1)
+            if 0 <= best[i] + move < len(RIDGES)
+        ]
+        better = max([best, *neighbours], key=information)
+        if better == best:
+            break
+        best = better
+    report = [
+        {"ridge": dict(zip(names, ridges, strict=True)), "information": round(value, 6)}
+        for ridges, value in trials.items()
+    ]
+    return dict(zip(names, (RIDGES[step] for step in best), strict=True)), report
+
+
+def _information(
+    sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], ridges: Ridges, dim: int
+) -> float:
+    """Mutual information of held-out canonical variates in nats, -1/2 sum log(1 - rho^2), over the directions whose
+    correlation stands above its noise; pairs of modalities count by their records."""
+    value = 0.0
+    for pair, rho in _held_out(sides, ridges, min(dim, _TRIAL_DIRECTIONS)).items():
+        sure = np.clip(rho[rho > 2 / np.sqrt(max(counts[pair], 1))], 0, _MAX_CORRELATION)
+        value -= counts[pair] / max(counts.values()) * 0.5 * float(np.log1p(-(sure**2)).sum())
+    return value
+
+
+def _spectrum(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], ridges: Ridges, dim: int) -> Matrix:
+    """Held-out correlation of each direction, mean of the pairs of modalities by their records, made non-increasing."""
+    rho = sum(counts[pair] * values for pair, values in _held_out(sides, ridges, dim).items()) / sum(counts.values())
+    return np.clip(_non_increasing(np.asarray(rho)), 0, _MAX_CORRELATION)
+
+
+def _held_out(sides: Sequence[_Side], ridges: Ridges, dim: int) -> dict[tuple[str, str], Matrix]:
+    """By pair of modalities, the correlation (k,) of each direction in the fold that was not fitted; mean of the folds."""
+    found = [_fold_correlations(side, side.fitted.directions(ridges, dim)) for side in sides]
+    size = min(len(values) for fold in found for values in fold.values())
+    return {pair: np.mean([fold[pair][:size] for fold in found], axis=0) for pair in found[0]}
+
+
+def _fold_correlations(side: _Side, directions: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
+    variances = {name: ((side.held_out[name, name] @ v) * v).sum(axis=0) for name, v in directions.items()}
+    return {
+        (a, b): ((side.held_out[a, b] @ directions[b]) * directions[a]).sum(axis=0)
+        / np.sqrt(np.maximum(variances[a] * variances[b], np.finfo(float).tiny))
+        for a, b in combinations(directions, 2)
+    }
+
+
+def _correlations(moments: Moments, scales: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
+    return {
+        (a, b): moments.covariance(a, b) / np.outer(scales[a], scales[b]) for a in scales for b in scales if a <= b
+    }
+
+
+def _scales(moments: Moments, name: str) -> Matrix:
+    """Deviation of each feature; infinite for a dead one, so that it gets no weight."""
+    deviation = np.sqrt(np.maximum(np.diag(moments.covariance(name, name)), 0))
+    return np.where(deviation > _DEAD * np.abs(moments.mean(name)), deviation, np.inf)
+
+
+def _paired(moments: Moments) -> list[str]:
+    """The modalities that come together with another one in enough records."""
+    pairs = [pair for pair in combinations(moments.modalities, 2) if moments.count(*pair) >= _MIN_PAIRS]
+    return sorted({name for pair in pairs for name in pair})
+
+
+def _map(directions: Matrix, total: Moments, name: str, scale: Matrix, input: Space, output: Space) -> LinearMap:
+    weight = (directions / scale[:, None]).T
+    bias = -weight @ total.mean(name)
+    return LinearMap(weight.astype(np.float32), bias.astype(np.float32), input, output)
+
+
+def _merge(several: Sequence[Moments]) -> Moments:
+    return reduce(Moments.merge, several)
+
+
+def _non_increasing(values: Matrix) -> Matrix:
+    """The nearest non-increasing sequence in least squares (pool adjacent violators)."""
+    from scipy.optimize import isotonic_regression
+
+    return isotonic_regression(values, increasing=False).x

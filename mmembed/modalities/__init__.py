@@ -1,0 +1,23 @@
+"""Modalities: how a medium is decoded, cut into segments and normalized; one frozen dataclass each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Protocol
+
+from mmembed.types import Media, Span
+
+
+class Modality(Protocol):
+    """What the steps need of a modality. An instance is picklable configuration and holds no state."""
+
+    name: ClassVar[str]
+
+    def decode(self, media: Media) -> Any:
+        """The medium in memory, or a stream over it. Raises RecordError if it can't be decoded."""
+
+    def segment(self, decoded: Any) -> Iterator[tuple[Span, Any]]:
+        """Cut lazily into pieces with their spans. Raises RecordError if a piece can't be decoded."""
+
+    def normalize(self, piece: Any) -> Any:
+        """One piece in the form that the encoders of this modality take."""

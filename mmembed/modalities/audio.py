@@ -1,0 +1,218 @@
+"""Sound: decoded in blocks to mono at one rate, cut into windows, trimmed of silence, brought to one level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, BinaryIO, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmembed.errors import DecodeError, UsageError
+from mmembed.types import Media, Span
+
+if TYPE_CHECKING:
+    import soundfile
+
+Samples = NDArray[np.float32]
+"""Mono sound, float32 (n,), full scale is 1."""
+
+SILENCE = 10 ** (-60 / 20)
+"""Samples below -60 dBFS are silence: above the dither of 16 bits, below the noise of a quiet room."""
+
+LEVEL = 10 ** (-20 / 20)
+"""The RMS that every segment is brought to: -20 dBFS leaves room for the peaks of speech and music."""
+
+BLOCK = 1 << 17
+"""Samples read at once, all channels together: 3 seconds of mono at 44.1 kHz, 512 KiB."""
+
+RATES = (1_000, 1_000_000)
+"""Hz. A damaged header can claim 1 Hz, and a block would become an hour of sound."""
+
+LOUDEST = 1e10
+"""Float files may hold integers up to 2^31; what is beyond (or NaN, or infinite) is no sound."""
+
+
+@dataclass(frozen=True)
+class Audio:
+    """Whatever libsndfile reads (WAV, FLAC, OGG, MP3, AIFF, …) in windows of one length.
+
+    The windows lie on a grid that begins with the first sample that is not silence. Each is trimmed of the silence
+    at its ends, and one that then holds nothing new (all is silence, or lies in the window before) gives no segment.
+
+    Attributes:
+        sample_rate: Hz of the segments.
+        window: seconds of a segment, 0: the whole sound is one segment (and is held in memory).
+        hop: seconds from the start of a window to that of the next, 0: as long as the window.
+
+    Raises:
+        UsageError: a value is out of its range.
+    """
+
+    name: ClassVar[str] = "audio"
+    sample_rate: int = 16_000
+    window: float = 10.0
+    hop: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 4_000 <= self.sample_rate <= 192_000:
+            raise UsageError(f"sample_rate is {self.sample_rate}, but must be 4000 to 192000 Hz: try 16000")
+        if self.window != 0 and not 0.1 <= self.window < math.inf:
+            raise UsageError(
+                f"window is {self.window}, but must be at least 0.1 seconds: try 10, or 0 for the whole sound"
+            )
+        if self.hop != 0 and not 0.01 <= self.hop <= self.window:
+            raise UsageError(
+                f"hop is {self.hop}, but must be 0.01 seconds to the window, {self.window}: "
+                f"try {self.window / 2}, or 0 for windows side by side"
+            )
+
+    def decode(self, media: Media) -> Iterator[tuple[int, Samples]]:
+        """Blocks of sound from the first sample that is not silence, each with its position in the whole, in samples.
+
+        The file is read as the blocks are taken and is closed after the last one.
+
+        Raises:
+            ReadError: the file can't be opened.
+            DecodeError: it is no sound that libsndfile reads. The blocks raise it too: damaged data, no samples,
+                a sample that is not finite, nothing but silence.
+        """
+        label, binary = media.path or "a sound", media.open()
+        try:
+            file = _open(binary, label)
+        except DecodeError:
+            binary.close()
+            raise
+        return _without_leading_silence(_blocks(file, binary, self.sample_rate, label), label)
+
+    def segment(self, decoded: Iterator[tuple[int, Samples]]) -> Iterator[tuple[Span, Samples]]:
+        """Windows with (start, end) in seconds of the original file, leading silence counted.
+
+        Memory is bounded by a window and a block. The last window may be short.
+
+        Raises:
+            DecodeError: as the blocks of `decode`.
+        """
+        covered = 0
+        for start, samples in _windows(decoded, round(self.window * self.sample_rate), self._hop):
+            loud = np.flatnonzero(np.abs(samples) >= SILENCE)
+            if loud.size and start + loud[-1] >= covered:
+                first, end = int(loud[0]), int(loud[-1]) + 1
+                covered = start + end
+                yield ((start + first) / self.sample_rate, covered / self.sample_rate), samples[first:end].copy()
+
+    def normalize(self, piece: Samples) -> Samples:
+        """The piece at -20 dBFS RMS, or as near as its peaks allow within full scale; zeros pad it to a whole window.
+
+        Returns:
+            float32 (window * sample_rate,), or as long as the piece where the window is 0. The zeros are exact:
+            an encoder that averages over time can leave them out (`encoders.audio.AudioStatistics` does).
+        """
+        rms, peak = float(np.sqrt(np.mean(np.square(piece, dtype=np.float64)))), float(np.abs(piece).max())
+        level = min(LEVEL / rms, 1 / peak) if peak else 0.0
+        return np.pad(piece * np.float32(level), (0, max(0, round(self.window * self.sample_rate) - len(piece))))
+
+    @property
+    def _hop(self) -> int:
+        return round((self.hop or self.window) * self.sample_rate)
+
+
+class _Source:
+    """A binary file as libsndfile needs it.
+
+    It has no name, so that the content alone says what the format is. And a damaged header can send it to before its
+    beginning: it stays where it is then and libsndfile finds out, for an exception in a callback would reach no one.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.tell, self._seek = file.read, file.tell, file.seek
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        with suppress(OSError, ValueError):
+            self._seek(offset, whence)
+        return self.tell()
+
+
+def _open(binary: BinaryIO, label: str) -> soundfile.SoundFile:
+    """Raises DecodeError if it is no sound."""
+    import soundfile
+
+    class Forward(soundfile.SoundFile):  # type: ignore[misc]  # soundfile has no types
+        """Read from beginning to end: after each block SoundFile seeks to where it is, and an MP3 then clicks."""
+
+        def seekable(self) -> bool:
+            return False
+
+    try:
+        return Forward(_Source(binary))
+    except soundfile.LibsndfileError as error:
+        raise DecodeError(f"can't decode {label}: {error.error_string}") from error
+
+
+def _blocks(file: soundfile.SoundFile, binary: BinaryIO, rate: int, label: str) -> Iterator[Samples]:
+    """The whole sound in blocks, mono at `rate` Hz; closes both files.
+
+    Raises:
+        DecodeError: see `Audio.decode`.
+    """
+    import soundfile
+    import soxr
+
+    with binary, closing(file):
+        if not RATES[0] <= file.samplerate <= RATES[1]:
+            raise DecodeError(f"{label}: a rate of {file.samplerate} Hz is outside {RATES[0]} to {RATES[1]} Hz")
+        resampler = soxr.ResampleStream(file.samplerate, rate, 1) if file.samplerate != rate else None
+        frames, last = max(1, BLOCK // file.channels), False
+        while not last:
+            try:
+                block = file.read(frames, dtype="float32", always_2d=True)
+            except soundfile.LibsndfileError as error:
+                raise DecodeError(f"can't decode {label}: {error.error_string}") from error
+            usable = np.abs(block) <= LOUDEST
+            if not usable.all():
+                raise DecodeError(f"{label}: a sample is {block[~usable][0]:g}, which is no sound")
+            last, mono = len(block) < frames, block.mean(axis=1)
+            yield resampler.resample_chunk(mono, last=last) if resampler else mono
+
+
+def _without_leading_silence(blocks: Iterator[Samples], label: str) -> Iterator[tuple[int, Samples]]:
+    """From the first sample that is not silence on: (position, block).
+
+    Raises:
+        DecodeError: there is no sample, or nothing but silence.
+    """
+    position, peak, begun = 0, 0.0, False
+    for block in blocks:
+        skip = 0
+        if not begun and len(block):
+            loud = np.abs(block) >= SILENCE
+            begun, skip = bool(loud.any()), int(loud.argmax())
+            peak = max(peak, float(np.abs(block).max()))
+        if begun and len(block):
+            yield position + skip, block[skip:]
+        position += len(block)
+    if not position:
+        raise DecodeError(f"{label} holds no samples")
+    if not begun:
+        peak_db = f"its peak is {20 * math.log10(peak):.0f} dBFS" if peak else "all samples are 0"
+        raise DecodeError(f"{label} is nothing but silence: {peak_db}, and silence ends at -60 dBFS")
+
+
+def _windows(blocks: Iterator[tuple[int, Samples]], length: int, hop: int) -> Iterator[tuple[int, Samples]]:
+    """(position, samples) of windows of `length` samples (0: all), `hop` samples apart; the last is short or empty."""
+    start, first = next(blocks)
+    sound = chain([first], (block for _, block in blocks))
+    if not length:
+        yield start, np.concatenate(list(sound))
+        return
+    buffer = first[:0]
+    for block in sound:
+        buffer = np.concatenate([buffer, block])
+        while len(buffer) >= length:
+            yield start, buffer[:length]
+            start, buffer = start + hop, buffer[hop:]
+    yield start, buffer

@@ -1,0 +1,285 @@
+"""Pictures: decoded early at a low resolution, cut into the whole and its tiles, brought to one square form."""
+
+from __future__ import annotations
+
+import math
+import re
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from io import BytesIO
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmembed.errors import DecodeError, UsageError
+from mmembed.types import Media, Span
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
+    from PIL.ImageCms import ImageCmsTransform
+
+MAX_PIXELS = 178_000_000
+"""A picture with more pixels is refused before its pixels are decoded: it would take 4 bytes each (a "bomb")."""
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "AVIF")
+"""What is decoded. A short list on purpose: Pillow's other formats are rare and some run programs (EPS)."""
+
+BAD_DATA = (
+    OSError,  # with UnidentifiedImageError: not a picture, truncated, a broken stream
+    SyntaxError,  # a header that breaks the rules of its format
+    ValueError,  # sizes, chunks and modes that can't be
+    TypeError,  # metadata of a wrong type
+    IndexError,  # a header that is too short
+    KeyError,  # a code that no table has
+    OverflowError,  # a size that doesn't fit the decoder
+    EOFError,  # no frame
+    RuntimeError,  # libavif
+    MemoryError,  # a header that promises more bytes than can be addressed
+    struct.error,
+    zlib.error,
+)
+"""What Pillow raises for broken files; it wraps only some of it."""
+
+_SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
+_GRAYS = ("1", "L", "LA", "La")
+_TILES = re.compile(r"([1-9]\d?)x([1-9]\d?)")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, or the part of it that one segment covers.
+
+    Attributes:
+        pixels: the whole picture: mode RGB, sRGB, oriented, over white; reduced where it was large.
+        width: of the oriented original, in pixels.
+        height: likewise.
+        box: the part (left, top, right, bottom), in pixels of the oriented original.
+    """
+
+    pixels: PILImage
+    width: int
+    height: int
+    box: tuple[int, int, int, int]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the pixels in memory."""
+        return 3 * self.pixels.width * self.pixels.height
+
+
+@dataclass(frozen=True)
+class Image:
+    """Pictures: JPEG, PNG, WebP, GIF (its first frame), TIFF, BMP, PPM, AVIF.
+
+    Attributes:
+        size: side in pixels of the square that encoders get.
+        fit: how a picture becomes a square: "letterbox" pads it with white, "crop" takes its middle.
+        tiles: "RxC": a grid of R rows and C columns whose tiles are further segments after the whole picture;
+            "" for none.
+    """
+
+    size: int = 128
+    fit: str = "letterbox"
+    tiles: str = ""
+
+    name: ClassVar[str] = "image"
+
+    def __post_init__(self) -> None:
+        if not 16 <= self.size <= 1024:
+            raise UsageError(f"size is {self.size}: a picture's side is 16 to 1024 pixels; try 128")
+        if self.fit not in ("letterbox", "crop"):
+            raise UsageError(f'fit is "{self.fit}": it must be "letterbox" or "crop"')
+        if self.tiles and not _TILES.fullmatch(self.tiles):
+            raise UsageError(f'tiles are "{self.tiles}": write rows x columns, each 1 to 99, like "2x3", or nothing')
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tiles, (0, 0) for none."""
+        match = _TILES.fullmatch(self.tiles)
+        return (int(match[1]), int(match[2])) if match else (0, 0)
+
+    def decode(self, media: Media) -> Picture:
+        """Decode at not much more than the needed resolution: at most 3 times it stays on each side.
+
+        Raises:
+            ReadError: the file can't be opened.
+            DecodeError: it is not a picture, broken, or larger than MAX_PIXELS.
+        """
+        from PIL import Image as pillow
+        from PIL import UnidentifiedImageError
+
+        with media.open() as file, warnings.catch_warnings():
+            # Pillow warns of doubtful metadata and large pictures; neither matters here, and they come by the thousand.
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            try:
+                with pillow.open(file, formats=FORMATS) as image:
+                    return self._decode(image)
+            except (*BAD_DATA, pillow.DecompressionBombError) as error:
+                # Pillow's own words for it hold a memory address, and a rerun must give the same message.
+                unknown = isinstance(error, UnidentifiedImageError)
+                reason = f"it is none of {', '.join(FORMATS)}" if unknown else str(error) or type(error).__name__
+                raise DecodeError(f"can't decode {media.path or 'the picture'}: {reason}") from error
+
+    def _decode(self, image: PILImage) -> Picture:
+        from PIL.Image import Resampling
+
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: make the picture smaller")
+        kept = self._kept(width, height)
+        # A JPEG is decoded at 1/2, 1/4 or 1/8 by its DCT, never below `kept`; its last row and column may then be
+        # filled in part, and `filled` says how far.
+        drafted = image.draft(None, kept)
+        filled = drafted[1] if drafted else (0, 0, width, height)
+        image.load()
+        orientation, profile = _orientation(image), image.info.get("icc_profile")
+        small = _over_white(image)
+        # Resampling costs more than it saves where little is left out.
+        if filled != (0, 0, *small.size) or small.width > 2 * kept[0] or small.height > 2 * kept[1]:
+            small = small.resize(kept, Resampling.BICUBIC, filled, reducing_gap=2.0)
+        pixels = _orient(_to_srgb(small, profile), orientation)
+        if orientation >= 5:
+            width, height = height, width
+        return Picture(pixels, width, height, (0, 0, width, height))
+
+    def _kept(self, width: int, height: int) -> tuple[int, int]:
+        """The least size to keep: 1.5 times the resolution of the sharpest segment, from which the last resampling is
+        hard to tell from one of all pixels. The grid's longer side counts for both, so that a rotation changes nothing.
+        """
+        side = max(width, height) if self.fit == "letterbox" else min(width, height)
+        scale = min(1.0, 1.5 * self.size * max(1, *self.grid) / side)
+        return math.ceil(width * scale), math.ceil(height * scale)
+
+    def segment(self, decoded: Picture) -> Iterator[tuple[Span, Picture]]:
+        """The whole picture, then its tiles row by row; spans (left, top, right, bottom) in pixels of the oriented
+        original. Tiles cover it without gap or overlap; a picture smaller than the grid has fewer."""
+        yield decoded.box, decoded
+        rows, columns = self.grid
+        for top, bottom in _cuts(decoded.height, rows):
+            for left, right in _cuts(decoded.width, columns):
+                box = (left, top, right, bottom)
+                yield box, replace(decoded, box=box)
+
+    def normalize(self, piece: Picture) -> NDArray[np.uint8]:
+        """The piece as uint8 (size, size, 3) sRGB, filtered so that it doesn't alias; a small one is enlarged.
+
+        At a tile's border the filter sees the pixels beyond it, as it would in the whole picture.
+        """
+        from PIL.Image import Resampling
+
+        left, top, right, bottom = piece.box if self.fit == "letterbox" else _middle(piece.box)
+        scale = self.size / max(right - left, bottom - top)
+        width, height = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
+        across, down = piece.pixels.width, piece.pixels.height
+        # Multiplied before divided: then the right edge is exactly the last column's, as `resize` demands.
+        box = (
+            left * across / piece.width,
+            top * down / piece.height,
+            right * across / piece.width,
+            bottom * down / piece.height,
+        )
+        small = piece.pixels.resize((width, height), Resampling.BICUBIC, box, reducing_gap=2.0)
+        square = np.full((self.size, self.size, 3), 255, np.uint8)
+        x, y = (self.size - width) // 2, (self.size - height) // 2
+        square[y : y + height, x : x + width] = np.asarray(small)
+        return square
+
+
+def _cuts(length: int, parts: int) -> Iterator[tuple[int, int]]:
+    """[0, length) cut into `parts` ranges that differ by one at most; empty ones are left out."""
+    for i in range(parts):
+        start, end = i * length // parts, (i + 1) * length // parts
+        if start < end:
+            yield start, end
+
+
+def _middle(box: tuple[float, float, float, float]) -> tuple[float, float, float, float]:
+    """The largest square in the middle of a box."""
+    left, top, right, bottom = box
+    side = min(right - left, bottom - top)
+    left, top = left + (right - left - side) / 2, top + (bottom - top - side) / 2
+    return left, top, left + side, top + side
+
+
+def _over_white(image: PILImage) -> PILImage:
+    """Any mode as 8-bit L, RGB or CMYK; what is transparent shows white."""
+    from PIL import Image as pillow
+
+    if image.mode in _SIXTEEN_BITS:
+        return _eight_bits(image)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no known range: save the picture with 8 or 16 bits")
+    mode = "L" if image.mode in _GRAYS else "RGB"
+    if image.has_transparency_data:
+        layer = image.convert(mode + "A")
+        canvas = pillow.new(mode, image.size, "white")
+        canvas.paste(layer.convert(mode), mask=layer.getchannel("A"))
+        return canvas
+    return image if image.mode in ("L", "RGB", "CMYK") else image.convert(mode)
+
+
+def _eight_bits(image: PILImage) -> PILImage:
+    """Gray of 16 bits as L: scaled (65535 is white) where Pillow's own conversion clips."""
+    from PIL import Image as pillow
+
+    gray = np.asarray(image)
+    if gray.min() < 0 or gray.max() > 65535:
+        raise ValueError(f"gray values from {gray.min()} to {gray.max()}: save the picture with 8 or 16 bits")
+    eight = ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if isinstance(clear := image.info.get("transparency"), int):
+        eight[gray == clear] = 255
+    return pillow.fromarray(eight)
+
+
+def _to_srgb(image: PILImage, profile: object) -> PILImage:
+    """L, RGB or CMYK as sRGB, by the ICC profile where there is a sound one."""
+    from PIL import ImageCms
+
+    if isinstance(profile, bytes):
+        try:
+            converted = ImageCms.applyTransform(image, _srgb_transform(profile, image.mode))
+        except (ImageCms.PyCMSError, OSError):
+            converted = None  # a broken profile, or one for another mode: the picture is shown as if it had none
+        if converted is not None:
+            return converted
+    return image.convert("RGB")
+
+
+@lru_cache(maxsize=16)  # most pictures of a set carry one of a few profiles
+def _srgb_transform(profile: bytes, mode: str) -> ImageCmsTransform:
+    from PIL import ImageCms
+
+    source = ImageCms.ImageCmsProfile(BytesIO(profile))
+    return ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), mode, "RGB")
+
+
+def _orientation(image: PILImage) -> int:
+    """EXIF orientation 1 to 8; 1 where there is none or it can't be read."""
+    from PIL.ExifTags import Base
+
+    try:
+        value = image.getexif().get(Base.Orientation, 1)
+    except BAD_DATA:  # only the metadata are broken, and a picture without them is a good picture
+        return 1
+    return value if value in range(1, 9) else 1
+
+
+def _orient(image: PILImage, orientation: int) -> PILImage:
+    """Turn and mirror as EXIF 2.3, tag 0x0112 says."""
+    from PIL.Image import Transpose
+
+    methods = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(methods[orientation]) if orientation in methods else image

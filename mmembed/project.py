@@ -1,0 +1,95 @@
+"""Features to embeddings: z = Wx + b for each segment, with its record's metadata beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from mmembed.config import FitConfig, ProjectConfig
+from mmembed.dataset import Dataset
+from mmembed.features import read_records
+from mmembed.linear import LinearMap
+from mmembed.shards import fingerprint, read_footer, read_table, shard_path, write_table
+from mmembed.splits import group_of, split_of
+from mmembed.tables import embeddings_schema, metadata_column, vectors_from_arrow, vectors_to_arrow
+from mmembed.types import Space
+
+
+def embeddings_table(
+    features: pa.Table,
+    space: Space,
+    linear_map: LinearMap,
+    records: Mapping[str, Mapping[str, Any]],
+    kinds: Mapping[str, str],
+    dtype: str,
+    split: FitConfig,
+) -> pa.Table:
+    """The embeddings of a unit's features of one modality, a row a segment, in the same order.
+
+    Args:
+        space: of the features.
+        records: what the user gave, by id and key.
+        kinds: of the metadata's columns, see `mmembed.tables.metadata_kinds`.
+        split: says which records are held out.
+    """
+    schema = embeddings_schema(linear_map.output.dim, dtype, kinds)
+    ids = features.column("id").to_pylist()
+    splits = [split_of(group_of(id, records[id], split.group_column), split.holdout) for id in ids]
+    vectors = linear_map.apply(vectors_from_arrow(features.column("feature")), space)
+    columns = {name: features.column(name) for name in ("id", "segment", "span", "media")}
+    columns["split"] = pa.array(splits, pa.string())
+    if kinds:
+        columns["metadata"] = metadata_column([records[id] for id in ids], schema.field("metadata").type, kinds)
+    columns["embedding"] = vectors_to_arrow(vectors, schema.field("embedding").type)
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+@dataclass(frozen=True)
+class ProjectUnit:
+    """Reads a unit's features and writes its embeddings; a picklable value, called on workers with unit numbers.
+
+    Attributes:
+        marks: by modality a fingerprint of its map and of all that decides how embeddings are written.
+    """
+
+    dataset: Dataset
+    maps: Mapping[str, LinearMap]
+    marks: Mapping[str, str]
+    kinds: Mapping[str, str]
+    config: ProjectConfig
+    split: FitConfig
+
+    def __call__(self, number: int) -> None:
+        ids, records = read_records(self.dataset, number)
+        for name, linear_map in self.maps.items():
+            features = read_table(self.dataset.read(shard_path(f"features/{name}", number)))
+            table = embeddings_table(
+                features,
+                self.dataset.modalities("extract")[name],
+                linear_map,
+                dict(zip(ids, records, strict=True)),
+                self.kinds,
+                self.config.dtype,
+                self.split,
+            )
+            path = shard_path(f"embeddings/{name}", number)
+            write_table(self.dataset.root / path, table, self.footer(name, number, table.num_rows))
+
+    def footer(self, name: str, number: int, rows: int) -> dict[str, Any]:
+        """What marks a file of embeddings as made from these features, records, maps and configuration."""
+        files = self.dataset.files
+        inputs = [files[shard_path(folder, number)].sha256 for folder in (f"features/{name}", "records")]
+        return {"fingerprint": fingerprint(inputs, self.marks[name]), "rows": rows}
+
+    def rows(self, name: str, number: int) -> int | None:
+        """The rows of a file of embeddings that is done, None of one that is missing or stale."""
+        found = read_footer(self.dataset.root / shard_path(f"embeddings/{name}", number))
+        return found["rows"] if found and found == self.footer(name, number, found["rows"]) else None
+
+
+def load_maps(dataset: Dataset) -> dict[str, LinearMap]:
+    """The maps of a data set by modality, checked against the manifest."""
+    return {name: LinearMap.from_bytes(dataset.read(f"maps/{name}.safetensors")) for name in dataset.modalities("fit")}

@@ -1,0 +1,118 @@
+"""Files that are whole or absent: write beside, fsync, rename; checksums; Parquet in and out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from mmembed.errors import DatasetError
+
+TEMPORARY_SUFFIX = ".mmembed-tmp"
+_FOOTER_KEY = b"mmembed"
+_ROW_GROUP_ROWS = 8192  # 4 MB of 128 float32: large enough to scan fast, small enough to read a few rows
+
+
+def shard_path(folder: str, number: int) -> str:
+    """The relative path of a unit's file: `features/image/part-00017.parquet`."""
+    return f"{folder}/part-{number:05d}.parquet"
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file that is never seen half-written: beside it, fsync, rename, fsync of the folder.
+
+    Two attempts at the same file may race: each has a temporary file of its own, and both carry the same bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide the data set from a colleague
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write readable JSON with a final newline, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def write_table(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
+    """Write a table as Parquet, atomically; the bytes depend on the table and the footer alone.
+
+    Args:
+        footer: JSON values kept in the file's own metadata; `read_footer` gives them back.
+    """
+    table = table.replace_schema_metadata({_FOOTER_KEY: json.dumps(footer, sort_keys=True).encode()})
+    buffer = pa.BufferOutputStream()
+    # Vectors don't repeat: a dictionary of them costs time and space.
+    plain = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]
+    pq.write_table(table, buffer, compression="zstd", use_dictionary=plain, row_group_size=_ROW_GROUP_ROWS)
+    write_bytes(path, memoryview(buffer.getvalue()))
+
+
+def read_table(data: bytes) -> pa.Table:
+    """The table of a Parquet file's bytes."""
+    return pq.read_table(pa.BufferReader(data), use_threads=False)
+
+
+def read_footer(path: Path) -> dict[str, Any] | None:
+    """What `write_table` put into the footer; None where there is no such file or it is not one of ours."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+    except (OSError, pa.ArrowInvalid):
+        return None
+    footer = metadata.get(_FOOTER_KEY)
+    return json.loads(footer) if footer else None
+
+
+def checksum(data: bytes | memoryview) -> str:
+    """SHA-256 in hex."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def fingerprint(*parts: Any) -> str:
+    """A short name for JSON values: the same values, the same 32 hex digits."""
+    return checksum(json.dumps(parts, sort_keys=True).encode())[:32]
+
+
+def read_checked(path: Path, sha256: str) -> bytes:
+    """The bytes of a file whose checksum is known.
+
+    Raises:
+        DatasetError: the file is missing or not the one that the manifest names.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DatasetError(f"can't read {path}: {error.strerror}; build the data set again") from error
+    if checksum(data) != sha256:
+        raise DatasetError(
+            f"{path} is not the file that dataset.json names (its checksum differs): build the data set again"
+        )
+    return data
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete what killed writers left behind. Only for the one process that owns the folder."""
+    for path in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)

@@ -1,0 +1,317 @@
+"""The stages and `build`: plan what is missing, run its pipeline, commit the manifest.
+
+Nothing here loads Beam before a stage really has something to do.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mmembed.card import dataset_card
+from mmembed.config import Config, modalities, to_json
+from mmembed.dataset import FORMAT_VERSION, Dataset, File, Stage, describe
+from mmembed.engine import Engine
+from mmembed.errors import MmembedError, UsageError
+from mmembed.features import FOLDERS, read_receipt, unit_files
+from mmembed.inputs import open_source
+from mmembed.linear import LinearMap
+from mmembed.progress import Counts, Progress
+from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
+from mmembed.tables import merge_kinds
+from mmembed.types import Space, Unit
+
+if TYPE_CHECKING:
+    import apache_beam as beam
+
+    from mmembed.project import ProjectUnit
+
+_MAX_BLOCKS, _BLOCK_UNITS = 8, 32  # of the fit: each block holds its own moments until all are merged
+_UNITS_A_PROCESS = 32  # starting a process costs as much as projecting so many units
+
+
+def say(line: str) -> None:
+    """One line of what is going on, for a person, on standard error."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def build(input: Path, root: Path, config: Config, engine: Engine) -> Dataset:
+    """All stages in a row; each is skipped where nothing that goes into it has changed."""
+    dataset = extract(input, Dataset.open_or_new(root), config, engine)
+    dataset = fit(dataset, config, engine)
+    dataset = project(dataset, config, engine)
+    dataset = index(dataset, config, engine)
+    return evaluate(dataset, config, engine)
+
+
+def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Dataset:
+    """Raw records to features/, records/ and errors/.
+
+    Raises:
+        UsageError: there is no such input, or it holds no records.
+    """
+    source = open_source(input)
+    units = source.units(config.extract.unit_records)
+    if not units:
+        raise UsageError(f"{input} holds no records")
+    parts = modalities(config.extract)
+    encoders = {name: encoder for name, (_, encoder) in parts.items()}
+    spaces = {name: asdict(encoder.space) for name, encoder in encoders.items()}
+    configuration = fingerprint(FORMAT_VERSION, to_json(config.extract), spaces)
+    mark = fingerprint(configuration, [unit.fingerprint for unit in units])
+    if dataset.is_done("extract", mark):
+        say(f"extract: up to date ({dataset.stages['extract'].summary['records']:,} records)")
+        return dataset
+
+    receipt = partial(read_receipt, dataset.root, configuration=configuration)
+    todo = [unit for unit in units if receipt(unit) is None]
+    if todo:
+        from mmembed.transforms import ExtractFeatures
+
+        if len(todo) < len(units):
+            say(f"extract: {len(units) - len(todo):,} of {len(units):,} units are there, going on with the others")
+        transform = ExtractFeatures(
+            source, {name: modality for name, (modality, _) in parts.items()}, encoders, dataset.root, configuration
+        )
+        watched = {unit.number: partial(_receipt_counts, dataset.root, unit, configuration) for unit in todo}
+        with Progress("extract", watched, sum(unit.records for unit in todo), "records"):
+            _run("ExtractFeatures", todo, transform, engine)
+
+    receipts = {unit.number: receipt(unit) for unit in units}
+    files = {
+        path: rows
+        for number, found in receipts.items()
+        for path, rows in unit_files(number, _expect(found, f"unit {number}")).items()
+    }
+    summary = _extract_summary(units, [found for found in receipts.values() if found], spaces)
+    dataset = _commit(dataset, config, "extract", mark, files, summary, FOLDERS, input=str(input.resolve()))
+    say(extract_line(summary))
+    return dataset
+
+
+def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
+    """Features to maps/, or the maps of another data set (`config.fit.maps`).
+
+    Raises:
+        UsageError: no two modalities ever come together in a record that is not held out.
+        SpaceError: the maps of the other data set are for other features.
+    """
+    spaces = dataset.modalities("extract")
+    inputs = _checksums(dataset, "features", "records")
+    if config.fit.maps:
+        return _take_maps(dataset, config, Dataset.open(Path(config.fit.maps)))
+    mark = fingerprint(inputs, to_json(config.fit))
+    if dataset.is_done("fit", mark):
+        say("fit: up to date")
+        return dataset
+    from mmembed.fit import FitBlock, WriteMaps
+    from mmembed.transforms import FitMaps
+
+    numbers = _numbers(dataset)
+    size = max(_BLOCK_UNITS, -(-len(numbers) // _MAX_BLOCKS))
+    blocks = [(start, tuple(numbers[start : start + size])) for start in range(0, len(numbers), size)]
+    transform = FitMaps(FitBlock(dataset, spaces, config.fit), WriteMaps(dataset.root, spaces, config.fit, mark))
+    _run("FitMaps", blocks, transform, engine)
+
+    report = json.loads((dataset.root / "maps" / "fit.json").read_text("utf-8"))
+    files = {f"maps/{name}.safetensors": None for name in report["modalities"]} | {"maps/fit.json": None}
+    summary = {
+        "spaces": {name: asdict(spaces[name]) for name in report["modalities"]},
+        "output": report["output"],
+        "pairs": report["pairs"],
+    }
+    dataset = _commit(dataset, config, "fit", mark, files, summary, ("maps",))
+    say(f"fit: {', '.join(report['modalities'])} into {report['output']['dim']} dimensions, pairs {_pairs(report)}")
+    return dataset
+
+
+def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
+    """Features to embeddings/."""
+    from mmembed.project import ProjectUnit, load_maps
+
+    maps = load_maps(dataset)
+    kinds = dataset.stage("extract").summary["kinds"]
+    split = (config.fit.holdout, config.fit.group_column)
+    marks = {
+        name: fingerprint(dataset.files[f"maps/{name}.safetensors"].sha256, to_json(config.project), split, kinds)
+        for name in maps
+    }
+    mark = fingerprint(_checksums(dataset, "features", "records"), marks)
+    if dataset.is_done("project", mark):
+        say("project: up to date")
+        return dataset
+    unit = ProjectUnit(dataset, maps, marks, kinds, config.project, config.fit)
+    numbers = _numbers(dataset)
+    todo = [number for number in numbers if any(unit.rows(name, number) is None for name in maps)]
+    if todo:
+        from mmembed.transforms import ProjectFeatures
+
+        watched = {number: partial(_rows_counts, unit, number) for number in todo}
+        total = sum(dataset.files[shard_path(f"features/{name}", n)].rows or 0 for name in maps for n in todo)
+        processes = replace(engine, workers=min(engine.workers, -(-len(todo) // _UNITS_A_PROCESS)))
+        with Progress("project", watched, total, "segments"):
+            _run("ProjectFeatures", todo, ProjectFeatures(unit), processes)
+
+    files = {
+        shard_path(f"embeddings/{name}", number): _expect(unit.rows(name, number), f"{name} of unit {number}")
+        for name in maps
+        for number in numbers
+    }
+    summary = {
+        "spaces": {name: asdict(linear_map.output) for name, linear_map in maps.items()},
+        "segments": {name: sum(files[shard_path(f"embeddings/{name}", n)] for n in numbers) for name in maps},
+        "dtype": config.project.dtype,
+        "kinds": kinds,
+    }
+    dataset = _commit(dataset, config, "project", mark, files, summary, ("embeddings",))
+    say(f"project: {_counts(summary['segments'])} segments embedded")
+    return dataset
+
+
+def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
+    """Embeddings to index/."""
+    from mmembed.index import WriteIndex, index_entry
+
+    names = list(dataset.modalities("project"))
+    mark = fingerprint(_checksums(dataset, "embeddings"))
+    if dataset.is_done("index", mark):
+        say("index: up to date")
+        return dataset
+    from mmembed.transforms import BuildIndex
+
+    _run("BuildIndex", names, BuildIndex(WriteIndex(dataset)), replace(engine, workers=1))
+    entries = {name: index_entry(dataset, name) for name in names}
+    write_json(dataset.root / "index" / "index.json", entries)
+    files = {f"index/{name}.faiss": entry["rows"] for name, entry in entries.items()} | {"index/index.json": None}
+    dataset = _commit(dataset, config, "index", mark, files, {"rows": {n: e["rows"] for n, e in entries.items()}}, ("index",))
+    say(f"index: {_counts({name: entry['rows'] for name, entry in entries.items()})} rows")
+    return dataset
+
+
+def evaluate(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
+    """Embeddings of held-out records to evaluation.json, and the dataset card README.md."""
+    from mmembed.evaluate import evaluate as measure
+    from mmembed.evaluate import format_table
+
+    mark = fingerprint(_checksums(dataset, "features", "embeddings"))
+    if dataset.is_done("evaluate", mark):
+        say("evaluate: up to date")
+        return dataset
+    result = measure(dataset)
+    write_json(dataset.root / "evaluation.json", result)
+    write_bytes(dataset.root / "README.md", dataset_card(dataset, format_table(result)).encode())
+    folders = ("evaluation.json", "README.md")
+    return _commit(dataset, config, "evaluate", mark, dict.fromkeys(folders), {}, folders)
+
+
+def _run(stage: str, elements: Sequence[Any], transform: beam.PTransform, engine: Engine) -> None:
+    from mmembed.transforms import run
+
+    run(stage, list(elements), transform, engine)
+
+
+def _commit(
+    dataset: Dataset,
+    config: Config,
+    stage: str,
+    mark: str,
+    files: Mapping[str, int | None],
+    summary: Mapping[str, Any],
+    folders: Sequence[str],
+    **changes: Any,
+) -> Dataset:
+    """Remove what the stage left before and no longer means, then name its files in the manifest."""
+    for folder in folders:
+        for path in sorted((dataset.root / folder).rglob("*")):
+            if path.is_file() and path.relative_to(dataset.root).as_posix() not in files:
+                path.unlink()
+    described = {path: describe(dataset.root, path, rows) for path, rows in files.items()}
+    value = Stage(mark, {"folders": list(folders), **summary})
+    return dataset.commit(stage, value, described, config=to_json(config), **changes)
+
+
+def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
+    """The maps of another data set, byte for byte: vectors of both then live in one space."""
+    theirs, ours = other.modalities("fit"), dataset.modalities("extract")
+    names = [name for name in theirs if name in ours]
+    files = [f"maps/{name}.safetensors" for name in names] + ["maps/fit.json"]
+    mark = fingerprint("maps of another data set", {path: other.files[path].sha256 for path in files})
+    if dataset.is_done("fit", mark):
+        say("fit: up to date")
+        return dataset
+    for name in names:
+        theirs[name].check(ours[name], f"{dataset.root}/features/{name}")
+    for path in files:
+        write_bytes(dataset.root / path, other.read(path))
+    summary = {**other.stage("fit").summary, "spaces": {name: asdict(ours[name]) for name in names}}
+    dataset = _commit(dataset, config, "fit", mark, dict.fromkeys(files), summary, ("maps",))
+    say(f"fit: took the maps of {other.root} for {', '.join(names)}")
+    return dataset
+
+
+def _extract_summary(
+    units: Sequence[Unit], receipts: Sequence[Mapping[str, Any]], spaces: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Counts in and out, so that nothing vanishes unseen."""
+    return {
+        "spaces": spaces,
+        "rows": sum(unit.records for unit in units),
+        "records": sum(receipt["records"] for receipt in receipts),
+        "media": {name: sum(receipt["media"][name] for receipt in receipts) for name in spaces},
+        "used": {name: sum(receipt["used"][name] for receipt in receipts) for name in spaces},
+        "segments": {name: sum(receipt["segments"][name] for receipt in receipts) for name in spaces},
+        "errors": sum(receipt["errors"] for receipt in receipts),
+        "kinds": {key: kind or "string" for key, kind in sorted(merge_kinds(r["kinds"] for r in receipts).items())},
+    }
+
+
+def extract_line(summary: Mapping[str, Any]) -> str:
+    """What extraction did, in one line."""
+    media = ", ".join(
+        f"{name} {summary['used'][name]:,} of {summary['media'][name]:,} ({summary['segments'][name]:,} segments)"
+        for name in summary["spaces"]
+    )
+    return (
+        f"extract: {summary['records']:,} of {summary['rows']:,} records; {media}; "
+        f"{summary['errors']:,} rows in errors/"
+    )
+
+
+def _receipt_counts(root: Path, unit: Unit, configuration: str) -> Counts | None:
+    receipt = read_receipt(root, unit, configuration)
+    if receipt is None:
+        return None
+    return {"records": unit.records, "segments": sum(receipt["segments"].values()), "errors": receipt["errors"]}
+
+
+def _rows_counts(unit: ProjectUnit, number: int) -> Counts | None:
+    rows = [unit.rows(name, number) for name in unit.maps]
+    return None if None in rows else {"segments": sum(row or 0 for row in rows)}
+
+
+def _expect(value: Any, what: str) -> Any:
+    if value is None:
+        raise MmembedError(f"{what} is missing although its pipeline ended well: run the same command again")
+    return value
+
+
+def _numbers(dataset: Dataset) -> list[int]:
+    """The numbers of the units, from the files of records/."""
+    return list(range(len(dataset.below("records"))))
+
+
+def _checksums(dataset: Dataset, *folders: str) -> dict[str, str]:
+    return {path: file.sha256 for folder in folders for path, file in dataset.below(folder).items()}
+
+
+def _counts(values: Mapping[str, int]) -> str:
+    return ", ".join(f"{value:,} {name}" for name, value in values.items())
+
+
+def _pairs(report: Mapping[str, Any]) -> str:
+    return ", ".join(f"{pair} {count:,}" for pair, count in report["pairs"].items())

@@ -1,0 +1,147 @@
+"""Arrow schemas of the files in OUT/, and rows to and from them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mmembed.types import Failure, Record, Segment
+
+RECORDS = pa.schema([("id", pa.string()), ("source", pa.string()), ("record", pa.string())])
+ERRORS = pa.schema(
+    [
+        ("id", pa.string()),
+        ("modality", pa.string()),
+        ("segment", pa.int32()),
+        ("stage", pa.string()),
+        ("error", pa.string()),
+        ("message", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+_SEGMENT_COLUMNS = [
+    ("id", pa.string()),
+    ("segment", pa.int32()),
+    ("span", pa.list_(pa.float64())),
+    ("media", pa.string()),
+]
+_ARROW_OF_KIND = {"bool": pa.bool_(), "int": pa.int64(), "float": pa.float64(), "string": pa.string()}
+_JSON_KIND = "json"
+
+
+def features_schema(dim: int) -> pa.Schema:
+    """features/<modality>: a row a segment."""
+    vector = pa.list_(pa.float32(), dim)
+    return pa.schema([*_SEGMENT_COLUMNS, ("content_hash", pa.string()), ("feature", vector)])
+
+
+def embeddings_schema(dim: int, dtype: str, kinds: Mapping[str, str]) -> pa.Schema:
+    """embeddings/<modality>: a row a segment, its record's metadata beside it.
+
+    Args:
+        dtype: "float32" or "float16".
+        kinds: of each metadata key, see `metadata_kinds`.
+    """
+    fields = [(key, _ARROW_OF_KIND.get(kind, pa.string())) for key, kind in sorted(kinds.items())]
+    metadata = [("metadata", pa.struct(fields))] if fields else []  # Parquet knows no empty struct
+    vector = pa.list_(pa.float16() if dtype == "float16" else pa.float32(), dim)
+    return pa.schema([*_SEGMENT_COLUMNS, ("split", pa.string()), *metadata, ("embedding", vector)])
+
+
+def vectors_to_arrow(vectors: NDArray[Any], type: pa.FixedSizeListType) -> pa.FixedSizeListArray:
+    """A matrix (n, dim) as a column of fixed-size lists, without a copy where the dtype is right."""
+    dtype = np.float16 if pa.types.is_float16(type.value_type) else np.float32
+    flat = np.ascontiguousarray(vectors, dtype).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, type.value_type), type=type)
+
+
+def vectors_from_arrow(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """A column of fixed-size lists as a float32 matrix (n, dim)."""
+    dim = column.type.list_size
+    parts = [np.asarray(chunk.flatten()).reshape(-1, dim) for chunk in column.chunks]
+    matrix = np.concatenate(parts) if parts else np.empty((0, dim))
+    return matrix.astype(np.float32, copy=False)
+
+
+def features_table(segments: Sequence[Segment], dim: int) -> pa.Table:
+    """Encoded segments (`data` is the feature) as rows of features/<modality>."""
+    schema = features_schema(dim)
+    matrix = np.stack([segment.data for segment in segments]) if segments else np.empty((0, dim), np.float32)
+    columns = [
+        pa.array([segment.id for segment in segments], pa.string()),
+        pa.array([segment.number for segment in segments], pa.int32()),
+        pa.array([segment.span for segment in segments], schema.field("span").type),
+        pa.array([segment.media for segment in segments], pa.string()),
+        pa.array([segment.content_hash for segment in segments], pa.string()),
+        vectors_to_arrow(matrix, schema.field("feature").type),
+    ]
+    return pa.table(columns, schema=schema)
+
+
+def records_table(records: Sequence[Record]) -> pa.Table:
+    """Records as rows of records/: the JSON of all that the user gave, media as text or path."""
+    rows = [
+        {"id": record.id, "source": record.source, "record": json.dumps(record_json(record), ensure_ascii=False)}
+        for record in records
+    ]
+    return pa.Table.from_pylist(rows, RECORDS)
+
+
+def record_json(record: Record) -> dict[str, Any]:
+    """A record's media (as text or path) and metadata by their keys."""
+    return {name: media.name for name, media in record.media.items()} | dict(record.metadata)
+
+
+def errors_table(failures: Sequence[Failure]) -> pa.Table:
+    """Failures as rows of errors/."""
+    return pa.Table.from_pylist([vars(failure) for failure in failures], ERRORS)
+
+
+def metadata_kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:
+    """What a column for each key must hold: bool, int, float, string, json; None while only nulls were seen."""
+    return merge_kinds({key: _kind(value) for key, value in row.items()} for row in rows)
+
+
+def merge_kinds(several: Iterable[Mapping[str, str | None]]) -> dict[str, str | None]:
+    """The narrowest kinds that hold all of several; the order does not matter."""
+    return reduce(
+        lambda left, right: left | {key: _wider(left.get(key), kind) for key, kind in right.items()}, several, {}
+    )
+
+
+def metadata_column(rows: Sequence[Mapping[str, Any]], type: pa.StructType, kinds: Mapping[str, str]) -> pa.Array:
+    """Metadata of any shape as a struct column of the global type; what fits no simple type becomes JSON text."""
+    return pa.array(
+        [{key: _stored(row.get(key), kind) for key, kind in kinds.items()} for row in rows],
+        type,
+    )
+
+
+def _kind(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, bool):
+        return "bool"
+    if isinstance(value, int):
+        return "int" if -(2**63) <= value < 2**63 else _JSON_KIND
+    return {float: "float", str: "string"}.get(type(value), _JSON_KIND)
+
+
+def _wider(left: str | None, right: str | None) -> str | None:
+    if left is None or right is None or left == right:
+        return left or right
+    return "float" if {left, right} == {"int", "float"} else _JSON_KIND
+
+
+def _stored(value: Any, kind: str) -> Any:
+    if value is None:
+        return None
+    if kind == _JSON_KIND:
+        return json.dumps(value, ensure_ascii=False)
+    return float(value) if kind == "float" else value

@@ -1,0 +1,28 @@
+"""Features to embeddings, unit by unit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import apache_beam as beam
+
+
+@beam.typehints.with_input_types(int)
+@beam.typehints.with_output_types(int)
+@dataclass
+class ProjectFeatures(beam.PTransform):
+    """Numbers of units to the files of embeddings/; gives the numbers back when they are written.
+
+    Attributes:
+        project: reads a unit's features and writes its embeddings.
+    """
+
+    project: Callable[[int], None]
+
+    def expand(self, units: beam.PCollection[int]) -> beam.PCollection[int]:
+        return units | beam.Map(self._project)
+
+    def _project(self, unit: int) -> int:
+        self.project(unit)
+        return unit

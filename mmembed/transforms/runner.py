@@ -1,0 +1,90 @@
+"""Run a pipeline: on all cores of this machine, or wherever Beam's own flags say."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import re
+from typing import Any
+
+import apache_beam as beam
+from apache_beam.options.pipeline_options import PipelineOptions
+from threadpoolctl import threadpool_limits
+
+from mmembed import errors
+from mmembed.engine import Engine
+from mmembed.errors import MmembedError, UsageError
+
+# One process a core, each with one thread: more threads than cores are slower, and their number decides the last
+# bits of sums. The malloc settings keep glibc from giving the heap back after each picture.
+WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+}
+
+
+def options(engine: Engine, elements: int) -> PipelineOptions:
+    """Beam's options for so many elements. One worker needs no process of its own.
+
+    The local runner is named because Beam's default first tries to download another one.
+    """
+    if engine.beam_flags:
+        check_beam_flags(engine.beam_flags)
+        return PipelineOptions(list(engine.beam_flags))
+    local = ["--runner=FnApiRunner", "--default_sdk_harness_log_level=CRITICAL"]  # failures come as an exception
+    workers = min(engine.workers, elements)
+    if workers > 1:
+        local += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
+    return PipelineOptions(local)
+
+
+def check_beam_flags(flags: tuple[str, ...]) -> None:
+    """Raise UsageError for a flag that Beam doesn't know; Beam itself would drop it with a warning."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    for options in [PipelineOptions, *PipelineOptions.__subclasses__()]:
+        options._add_argparse_args(parser)
+    try:
+        _, unknown = parser.parse_known_args(list(flags))
+    except argparse.ArgumentError as error:
+        raise UsageError(f"in the flags for Beam after `--`: {error}") from error
+    if unknown:
+        raise UsageError(f"Beam knows no flag {unknown[0]!r}; flags of mmembed stand before `--`")
+
+
+def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Engine) -> None:
+    """Run `Create(elements) | transform` to its end.
+
+    `Create` spreads the elements over the workers; nothing else is shuffled.
+
+    Raises:
+        MmembedError: the pipeline failed; the message is the last line of the worker's own.
+    """
+    os.environ.update(WORKER_ENVIRONMENT)  # worker processes inherit it
+    logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    pipeline = beam.Pipeline(options=options(engine, len(elements)))
+    _ = pipeline | "Units" >> beam.Create(elements) | stage >> transform
+    try:
+        with threadpool_limits(1):
+            pipeline.run().wait_until_finish()
+    except MmembedError:
+        raise
+    except RuntimeError as error:
+        # An exception of a worker process arrives as the text of its traceback.
+        raise _from_traceback(stage, str(error)) from error
+
+
+def _from_traceback(stage: str, text: str) -> MmembedError:
+    lines = [line for line in text.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", line)]
+    last = lines[-1] if lines else text.strip().splitlines()[-1]
+    name, _, message = last.partition(": ")
+    kind = getattr(errors, name.removeprefix("mmembed.errors."), None)
+    if isinstance(kind, type) and issubclass(kind, MmembedError):
+        return kind(re.sub(r" \[while running .*$", "", message))
+    return MmembedError(f"{stage} stopped: {last}. What was finished is kept: run the same command again to go on")
+
+

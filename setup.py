@@ -1,0 +1,52 @@
+"""Packaging: the library and its command; `schemas/` and `pipelines/` stay out of the wheel, their names are too common."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (HERE / "mmembed/__init__.py").read_text("utf-8"))
+assert version is not None
+
+setup(
+    name="mmembed",
+    version=version[1],
+    description="One embedding space for raw images, texts and sounds: Beam pipelines, learned linear maps, FAISS",
+    long_description=(HERE / "README.md").read_text("utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=find_packages(include=["mmembed", "mmembed.*"]),
+    package_data={"mmembed": ["py.typed"]},
+    python_requires=">=3.11,<3.15",
+    install_requires=[
+        "apache-beam>=2.77,<3",  # the pipelines; 2.77 is what the runner's behaviour was measured on
+        "pyarrow>=18,<26",  # Parquet; 26 is beyond what Beam takes
+        "numpy>=2,<2.5",  # vectors; 2.5 is beyond what Beam takes
+        "pillow>=11,<13",  # decoding pictures
+        "soundfile>=0.13,<1",  # reading sounds: its wheel carries libsndfile, with MP3
+        "soxr>=0.5,<2",  # resampling, also of streams
+        "librosa>=0.11,<1",  # filter banks and chroma; 1.0 wants a newer Python
+        "wordllama>=0.4,<0.5",  # its wheel carries the weights of the text encoder, read by file name
+        "tokenizers>=0.20",  # reads wordllama's tokenizer
+        "safetensors>=0.5",  # reads wordllama's weights; the format of maps/
+        "scipy>=1.13",  # leading eigenvectors, isotonic regression
+        "faiss-cpu>=1.10,<2",  # the index
+        "threadpoolctl>=3.5",  # one BLAS thread a process: speed, and the same last bits everywhere
+        "tqdm>=4.66",  # the progress bar
+    ],
+    extras_require={
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",  # the pipelines of the tests on both cores
+            "hypothesis>=6.100",  # invariants
+            "scikit-learn>=1.5",  # figures checked against an independent implementation
+            "ruff>=0.8",
+            "mypy>=1.13",
+            "duckdb>=1.1",  # the README's ways to load the Parquet are tested
+            "datasets>=3,<6",  # likewise
+            "resvg-py",  # draws the pictures of the real test set
+        ]
+    },
+    entry_points={"console_scripts": ["mmembed = mmembed.cli:main"]},
+)
