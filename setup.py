@@ -1,4 +1,4 @@
-"""Packaging: the library and its command; `schemas/` and `pipelines/` stay out of the wheel, their names are too common."""
+"""Packaging: the library and its command. `schemas/` and `pipelines/` stay out of the wheel: their names are common."""
 
 import re
 from pathlib import Path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, beam_flags = _split(list(sys.argv[1:] if arguments is None else arguments))
     options = _parser().parse_args(own)
     options.beam_flags = beam_flags
+    logging.basicConfig(level=logging.ERROR, format="mmembed: %(message)s")  # Beam warns of what nobody here uses
     try:
         return int(options.run(options))
     except UsageError as error:
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--records", type=int, default=1000, metavar="N")
     made.add_argument("--seed", type=int, default=0, metavar="S")
 
+    sections: tuple[str, ...]
     for name, sections, help in (
         ("build", ("extract", "fit", "project"), "All stages: raw records to embeddings, an index and an evaluation."),
         ("extract", ("extract",), "Raw records to features."),

@@ -82,7 +82,7 @@ def modalities(config: ExtractConfig) -> dict[str, tuple[Modality, Encoder]]:
         UsageError: an encoder can't be made.
     """
     return {
-        modality.name: (modality, resolve(modality.name, getattr(config, f"{modality.name}_encoder")))
+        modality.name: (modality, resolve(modality, getattr(config, f"{modality.name}_encoder")))
         for modality in (config.image, config.text, config.audio)
     }
 

@@ -146,9 +146,7 @@ class Dataset:
             UsageError: it has not been run.
         """
         if name not in self.stages:
-            raise UsageError(
-                f"{self.root} has no {name} yet: run `mmembed {name}`, or `mmembed build` for all stages"
-            )
+            raise UsageError(f"{self.root} has no {name} yet: run `mmembed {name}`, or `mmembed build` for all stages")
         return self.stages[name]
 
     def below(self, folder: str) -> dict[str, File]:

@@ -1,13 +1,13 @@
 """The error tree.
 
-    MmembedError
-    ├── UsageError        a flag, a path or a configuration is wrong: nothing was done (exit code 2)
-    ├── DatasetError      a file of OUT/ does not fit its manifest (exit code 1)
-    │   └── SpaceError    a vector of one space met a map, shard or index of another
-    └── RecordError       one record or segment can't be used: it becomes a row of errors/, the run goes on
-        ├── ReadError     the record itself can't be read (a broken line, no id)
-        ├── DecodeError   its image, text or sound can't be decoded
-        └── EncodeError   its encoder gave no usable feature
+MmembedError
+├── UsageError        a flag, a path or a configuration is wrong: nothing was done (exit code 2)
+├── DatasetError      a file of OUT/ does not fit its manifest (exit code 1)
+│   └── SpaceError    a vector of one space met a map, shard or index of another
+└── RecordError       one record or segment can't be used: it becomes a row of errors/, the run goes on
+    ├── ReadError     the record itself can't be read (a broken line, no id)
+    ├── DecodeError   its image, text or sound can't be decoded
+    └── EncodeError   its encoder gave no usable feature
 """
 
 

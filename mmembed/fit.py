@@ -1,9 +1,9 @@
 """Moments to maps: regularized multi-view canonical correlation analysis, in closed form.
 
-Each modality is standardized and whitened with a ridge, P = (C + r m I)^(-1/2), where C is its correlation matrix and m
-the mean of its eigenvalues. The maps are the top eigenvectors of the block matrix of whitened cross-correlations (zero on
-its diagonal): the MAXVAR generalization of CCA (Kettenring 1971, "Canonical analysis of several sets of variables"), with
-ridge as in Vinod 1976. For two modalities it is the SVD of P_x C_xy P_y, which is classical CCA.
+Each modality is standardized and whitened with a ridge, P = (C + r m I)^(-1/2), where C is its correlation matrix and
+m the mean of its eigenvalues. The maps are the top eigenvectors of the block matrix of whitened cross-correlations
+(zero on its diagonal): the MAXVAR generalization of CCA (Kettenring 1971, "Canonical analysis of several sets of
+variables"), with ridge as in Vinod 1976. For two modalities it is the SVD of P_x C_xy P_y, which is classical CCA.
 
 The ridge of each modality and the weights of the directions are chosen by cross-validation over folds of the training
 records. Only the folds' moments are needed: those of the training side are the merge of the other folds.
@@ -47,7 +47,9 @@ _MAX_CORRELATION = 0.999
 _DEAD = 1e-6  # a feature whose deviation is below this share of its mean carries rounding errors only
 
 
-def training_moments(dataset: Dataset, units: Iterable[int], modalities: Sequence[str], config: FitConfig) -> list[Moments]:
+def training_moments(
+    dataset: Dataset, units: Iterable[int], modalities: Sequence[str], config: FitConfig
+) -> list[Moments]:
     """Moments of the training records of some units, one for each fold; units in order, one in memory at a time.
 
     Features are pooled by record: a record counts once, however many segments it has.
@@ -115,14 +117,16 @@ def fit_maps(
     total = _merge(folds)
     modalities = _paired(total)
     if not modalities:
-        counts = ", ".join(f"{a} with {b}: {total.count(a, b)}" for a, b in combinations(total.modalities, 2))
+        seen = ", ".join(f"{a} with {b}: {total.count(a, b)}" for a, b in combinations(total.modalities, 2))
         raise UsageError(
             f"maps are learned from records that have two modalities, at least {_MIN_PAIRS} of them that are not held "
-            f"out; here are {counts}. Give such records, or the maps of another data set with --maps"
+            f"out; here are {seen}. Give such records, or the maps of another data set with --maps"
         )
     scales = {name: _scales(total, name) for name in modalities}
     sides = [
-        _Side(_Whitening.of(_merge([*folds[:k], *folds[k + 1 :]]), scales, _TRIAL_COMPONENTS), _correlations(fold, scales))
+        _Side(
+            _Whitening.of(_merge([*folds[:k], *folds[k + 1 :]]), scales, _TRIAL_COMPONENTS), _correlations(fold, scales)
+        )
         for k, fold in enumerate(folds)
         if all(fold.count(name, name) for name in modalities)
     ]
@@ -133,8 +137,7 @@ def fit_maps(
     output = Space("mmembed", version[:16], next(iter(directions.values())).shape[1])
     weights = np.sqrt(rho[: output.dim])
     maps = {
-        name: _map(directions[name] * weights, total, name, scales[name], spaces[name], output)
-        for name in modalities
+        name: _map(directions[name] * weights, total, name, scales[name], spaces[name], output) for name in modalities
     }
     report = {
         "method": "regularized multi-view CCA, directions weighted by cross-validated correlation",
@@ -249,9 +252,7 @@ def _choose_ridges(
     return dict(zip(names, (RIDGES[step] for step in best), strict=True)), report
 
 
-def _information(
-    sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], ridges: Ridges, dim: int
-) -> float:
+def _information(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], ridges: Ridges, dim: int) -> float:
     """Mutual information of held-out canonical variates in nats, -1/2 sum log(1 - rho^2), over the directions whose
     correlation stands above its noise; pairs of modalities count by their records."""
     value = 0.0
@@ -268,7 +269,7 @@ def _spectrum(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], rid
 
 
 def _held_out(sides: Sequence[_Side], ridges: Ridges, dim: int) -> dict[tuple[str, str], Matrix]:
-    """By pair of modalities, the correlation (k,) of each direction in the fold that was not fitted; mean of the folds."""
+    """By pair of modalities, the correlation (k,) of each direction in the fold not fitted; mean of the folds."""
     found = [_fold_correlations(side, side.fitted.directions(ridges, dim)) for side in sides]
     size = min(len(values) for fold in found for values in fold.values())
     return {pair: np.mean([fold[pair][:size] for fold in found], axis=0) for pair in found[0]}
@@ -284,9 +285,7 @@ def _fold_correlations(side: _Side, directions: Mapping[str, Matrix]) -> dict[tu
 
 
 def _correlations(moments: Moments, scales: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
-    return {
-        (a, b): moments.covariance(a, b) / np.outer(scales[a], scales[b]) for a in scales for b in scales if a <= b
-    }
+    return {(a, b): moments.covariance(a, b) / np.outer(scales[a], scales[b]) for a in scales for b in scales if a <= b}
 
 
 def _scales(moments: Moments, name: str) -> Matrix:
@@ -315,4 +314,4 @@ def _non_increasing(values: Matrix) -> Matrix:
     """The nearest non-increasing sequence in least squares (pool adjacent violators)."""
     from scipy.optimize import isotonic_regression
 
-    return isotonic_regression(values, increasing=False).x
+    return np.asarray(isotonic_regression(values, increasing=False).x)

@@ -17,7 +17,7 @@ _METADATA_KEY = "mmembed"  # one key: safetensors writes several in no fixed ord
 def normalize_rows(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows (n, d) scaled to unit L2 norm; a row of zeros stays zero."""
     norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return np.divide(matrix, norms, out=np.zeros_like(matrix), where=norms > 0)
+    return np.asarray(np.divide(matrix, norms, out=np.zeros_like(matrix), where=norms > 0))
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,9 +38,7 @@ class LinearMap:
 
     def __post_init__(self) -> None:
         if self.weight.shape != (self.output.dim, self.input.dim) or self.bias.shape != (self.output.dim,):
-            raise ValueError(
-                f"W {self.weight.shape} and b {self.bias.shape} don't map {self.input} to {self.output}"
-            )
+            raise ValueError(f"W {self.weight.shape} and b {self.bias.shape} don't map {self.input} to {self.output}")
 
     def apply(self, features: NDArray[np.float32], space: Space) -> NDArray[np.float32]:
         """L2-normalized embeddings, float32 (n, k), of features (n, d).
@@ -57,7 +55,10 @@ class LinearMap:
 
         spaces = {"input": asdict(self.input), "output": asdict(self.output)}
         # safetensors writes the memory of an array as it lies: a transposed one would come back scrambled
-        return save({"W": np.ascontiguousarray(self.weight), "b": self.bias}, {_METADATA_KEY: json.dumps(spaces, sort_keys=True)})
+        return save(
+            {"W": np.ascontiguousarray(self.weight), "b": self.bias},
+            {_METADATA_KEY: json.dumps(spaces, sort_keys=True)},
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> LinearMap:

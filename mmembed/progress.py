@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from tqdm import tqdm
@@ -26,7 +26,7 @@ class Progress:
         measure: the key of the counts that the bar follows.
     """
 
-    def __init__(self, stage: str, units: dict[int, Callable[[], Counts | None]], total: int, measure: str) -> None:
+    def __init__(self, stage: str, units: Mapping[int, Callable[[], Counts | None]], total: int, measure: str) -> None:
         self._stage, self._measure = stage, measure
         self._waiting = dict(units)
         self._counts: Counts = {}
@@ -41,7 +41,9 @@ class Progress:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stop.set()
         self._thread.join()
         self._bar.close()

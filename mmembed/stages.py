@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -15,16 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from mmembed.card import dataset_card
 from mmembed.config import Config, modalities, to_json
-from mmembed.dataset import FORMAT_VERSION, Dataset, File, Stage, describe
+from mmembed.dataset import FORMAT_VERSION, Dataset, Stage, describe
 from mmembed.engine import Engine
 from mmembed.errors import MmembedError, UsageError
 from mmembed.features import FOLDERS, read_receipt, unit_files
 from mmembed.inputs import open_source
-from mmembed.linear import LinearMap
 from mmembed.progress import Counts, Progress
-from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
+from mmembed.shards import fingerprint, shard_path, write_bytes, write_json
 from mmembed.tables import merge_kinds
-from mmembed.types import Space, Unit
+from mmembed.types import Unit
 
 if TYPE_CHECKING:
     import apache_beam as beam
@@ -115,7 +114,7 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     numbers = _numbers(dataset)
     size = max(_BLOCK_UNITS, -(-len(numbers) // _MAX_BLOCKS))
     blocks = [(start, tuple(numbers[start : start + size])) for start in range(0, len(numbers), size)]
-    transform = FitMaps(FitBlock(dataset, spaces, config.fit), WriteMaps(dataset.root, spaces, config.fit, mark))
+    transform = FitMaps(FitBlock(dataset, tuple(spaces), config.fit), WriteMaps(dataset.root, spaces, config.fit, mark))
     _run("FitMaps", blocks, transform, engine)
 
     report = json.loads((dataset.root / "maps" / "fit.json").read_text("utf-8"))
@@ -188,7 +187,9 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     entries = {name: index_entry(dataset, name) for name in names}
     write_json(dataset.root / "index" / "index.json", entries)
     files = {f"index/{name}.faiss": entry["rows"] for name, entry in entries.items()} | {"index/index.json": None}
-    dataset = _commit(dataset, config, "index", mark, files, {"rows": {n: e["rows"] for n, e in entries.items()}}, ("index",))
+    dataset = _commit(
+        dataset, config, "index", mark, files, {"rows": {n: e["rows"] for n, e in entries.items()}}, ("index",)
+    )
     say(f"index: {_counts({name: entry['rows'] for name, entry in entries.items()})} rows")
     return dataset
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -61,23 +61,43 @@ def normalize_segments(batch: Batch, modalities: Mapping[str, Modality]) -> Batc
 def encode_segments(batch: Batch, encoders: Mapping[str, Encoder]) -> Batch:
     """Each segment with its feature, float32 (dim,), as data; a batch of records passes through.
 
-    A feature that is not finite becomes a failure. An encoder that gives another shape or dtype than it promises
-    is broken for all records, and raises ValueError.
+    A segment whose feature is not finite, or that its encoder refuses with a RecordError, becomes a failure.
+
+    Raises:
+        ValueError: the encoder gives another shape or dtype than it promises; it is broken for all records.
     """
     if not batch.modality or not batch.items:
         return batch
     encoder = encoders[batch.modality]
-    features = encoder.encode([segment.data for segment in batch.items])
-    if features.shape != (len(batch.items), encoder.space.dim) or features.dtype != np.float32:
+    try:
+        encoded: list[Segment | Failure] = _encode(batch.items, batch.modality, encoder)
+    except RecordError:  # one of them was refused: find it, and keep the others
+        encoded = [item for segment in batch.items for item in _encode_alone(segment, batch.modality, encoder)]
+    items = tuple(item for item in encoded if isinstance(item, Segment))
+    failures = tuple(item for item in encoded if isinstance(item, Failure))
+    return Batch(items, batch.modality, batch.failures + failures)
+
+
+def _encode(segments: Sequence[Segment], modality: str, encoder: Encoder) -> list[Segment | Failure]:
+    features = encoder.encode([segment.data for segment in segments])
+    if features.shape != (len(segments), encoder.space.dim) or features.dtype != np.float32:
         raise ValueError(
-            f"the encoder {encoder.space} gave {features.dtype} {features.shape} for {len(batch.items)} segments: "
-            f"it must give float32 ({len(batch.items)}, {encoder.space.dim})"
+            f"the encoder {encoder.space} gave {features.dtype} {features.shape} for {len(segments)} segments: "
+            f"it must give float32 {(len(segments), encoder.space.dim)}"
         )
-    finite = np.isfinite(features).all(axis=1)
-    items = tuple(replace(segment, data=row) for segment, row, ok in zip(batch.items, features, finite) if ok)
     error = EncodeError(f"the encoder {encoder.space} gave a feature that is not finite")
-    failures = [_failure(segment, batch.modality, "encode", error) for segment, ok in zip(batch.items, finite) if not ok]
-    return Batch(items, batch.modality, (*batch.failures, *failures))
+    finite: list[bool] = np.isfinite(features).all(axis=1).tolist()
+    return [
+        replace(segment, data=feature) if ok else _failure(segment, modality, "encode", error)
+        for segment, feature, ok in zip(segments, features, finite, strict=True)
+    ]
+
+
+def _encode_alone(segment: Segment, modality: str, encoder: Encoder) -> list[Segment | Failure]:
+    try:
+        return _encode([segment], modality, encoder)
+    except RecordError as error:
+        return [_failure(segment, modality, "encode", error)]
 
 
 def _segments(record: Record, modality: Modality) -> Iterator[Segment | Failure]:

@@ -35,7 +35,9 @@ class Space:
     def check(self, other: Space, where: str) -> None:
         """Raise SpaceError unless `other` is this space; `where` names what holds `other`."""
         if other != self:
-            raise SpaceError(f"{where} is of space {other}, but {self} is needed: build it again with one configuration")
+            raise SpaceError(
+                f"{where} is of space {other}, but {self} is needed: build it again with one configuration"
+            )
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,9 @@ class Media:
             ReadError: the file is missing or can't be opened.
         """
         if self.content is not None:
-            return io.BytesIO(self.content.encode() if isinstance(self.content, str) else self.content)
+            if isinstance(self.content, str):
+                return io.BytesIO(self.content.encode("utf-8", "surrogatepass"))  # half a pair is for Text to refuse
+            return io.BytesIO(self.content)
         try:
             return open(self.location, "rb")
         except OSError as error:

@@ -107,7 +107,7 @@ def test_files_that_the_manifest_does_not_name_are_leftovers(dataset: Dataset) -
     ],
 )
 def test_a_bad_embedding_is_named_with_its_row(dataset: Dataset, value: Any, what: str) -> None:
-    problems = [problem for problem in verify(with_vectors(dataset, EMBEDDINGS, set_row(2, value)))]
+    problems = verify(with_vectors(dataset, EMBEDDINGS, set_row(2, value)))
     assert f"{EMBEDDINGS}: {what}" in problems
     (other,) = (problem for problem in problems if not problem.startswith(EMBEDDINGS))
     assert other.startswith("index/image.faiss: ") and "other embeddings" in other

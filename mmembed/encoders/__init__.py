@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from dataclasses import fields, is_dataclass
 from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mmembed.errors import UsageError
+from mmembed.modalities import Modality
 from mmembed.types import Space
 
 _BUILTIN = {
@@ -41,18 +43,28 @@ class Encoder(Protocol):
         """
 
 
-def resolve(modality: str, spec: str) -> Encoder:
+def resolve(modality: Modality, spec: str) -> Encoder:
     """The encoder that a short name stands for: "builtin", or "module:Class" of the user's own.
+
+    An encoder that is a dataclass with fields of the modality's names (`sample_rate`, `size`) gets the modality's
+    values for them, so that it is made for what it will be given.
 
     Raises:
         UsageError: there is no such class, or its encoder is for another modality.
     """
-    target = _BUILTIN[modality] if spec == "builtin" else spec
-    module, _, name = target.partition(":")
+    module, _, name = (_BUILTIN[modality.name] if spec == "builtin" else spec).partition(":")
     try:
-        encoder = cast(Encoder, getattr(importlib.import_module(module), name)())
+        kind = getattr(importlib.import_module(module), name)
+        encoder = cast(Encoder, kind(**_shared_fields(kind, modality)))
     except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise UsageError(f"can't make the {modality} encoder {spec!r} (builtin, or module:Class): {error}") from error
-    if encoder.modality != modality:
-        raise UsageError(f"the encoder {spec!r} is for {encoder.modality}, not for {modality}")
+        raise UsageError(
+            f"can't make the {modality.name} encoder {spec!r} (builtin, or module:Class): {error}"
+        ) from error
+    if encoder.modality != modality.name:
+        raise UsageError(f"the encoder {spec!r} is for {encoder.modality}, not for {modality.name}")
     return encoder
+
+
+def _shared_fields(kind: type, modality: Any) -> dict[str, Any]:
+    names = [item.name for item in fields(kind)] if is_dataclass(kind) else []
+    return {name: getattr(modality, name) for name in names if hasattr(modality, name)}

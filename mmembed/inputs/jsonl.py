@@ -17,12 +17,12 @@ from mmembed.types import Failure, Record, Unit
 
 @dataclass(frozen=True)
 class JsonLines:
-    """A file of JSON objects, one a line, in UTF-8. A unit is some lines: its place is (first byte, bytes, first line)."""
+    """A file of JSON objects, one a line, in UTF-8. A unit is some lines; its place: first byte, bytes, first line."""
 
     path: Path
 
     def units(self, records: int) -> list[Unit]:
-        """Units of `records` lines; a unit's fingerprint is that of its lines, so appended lines change no earlier unit."""
+        """Units of `records` lines. A unit's fingerprint is that of its lines: appended ones change no earlier unit."""
         units: list[Unit] = []
         start = 0
         with self.path.open("rb") as file:
@@ -50,8 +50,11 @@ class JsonLines:
 
 def _parse(line: bytes) -> Any:
     try:
-        return json.loads(line)
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        return ReadError(f"the line is no JSON: {error}")
+        value = json.loads(line)
+        if b"\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text that can be written
+        return value
+    except ValueError as error:  # with JSONDecodeError and the errors of Unicode
+        return ReadError(f"the line is no JSON in UTF-8: {error}")
     except RecursionError:
         return ReadError("the line is nested too deeply")

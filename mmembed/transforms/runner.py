@@ -6,10 +6,14 @@ import argparse
 import logging
 import os
 import re
+import shlex
+import sys
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from threadpoolctl import threadpool_limits
 
 from mmembed import errors
@@ -28,19 +32,17 @@ WORKER_ENVIRONMENT = {
 }
 
 
-def options(engine: Engine, elements: int) -> PipelineOptions:
-    """Beam's options for so many elements. One worker needs no process of its own.
-
-    The local runner is named because Beam's default first tries to download another one.
-    """
+def pipeline(engine: Engine, elements: int) -> beam.Pipeline:
+    """An empty pipeline for so many elements. On this machine, one worker needs no process of its own."""
     if engine.beam_flags:
         check_beam_flags(engine.beam_flags)
-        return PipelineOptions(list(engine.beam_flags))
-    local = ["--runner=FnApiRunner", "--default_sdk_harness_log_level=CRITICAL"]  # failures come as an exception
+        return beam.Pipeline(options=PipelineOptions(list(engine.beam_flags)))
     workers = min(engine.workers, elements)
-    if workers > 1:
-        local += ["--direct_running_mode=multi_processing", f"--direct_num_workers={workers}"]
-    return PipelineOptions(local)
+    # The class, not the name: Beam's default, DirectRunner, first tries to download another runner.
+    if workers == 1:
+        return beam.Pipeline(FnApiRunner(), PipelineOptions([]))
+    process = SubprocessSDKEnvironment.from_command_string(f"{shlex.quote(sys.executable)} -m mmembed.worker")
+    return beam.Pipeline(FnApiRunner(process), PipelineOptions([f"--direct_num_workers={workers}"]))
 
 
 def check_beam_flags(flags: tuple[str, ...]) -> None:
@@ -66,11 +68,11 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     """
     os.environ.update(WORKER_ENVIRONMENT)  # worker processes inherit it
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
-    pipeline = beam.Pipeline(options=options(engine, len(elements)))
-    _ = pipeline | "Units" >> beam.Create(elements) | stage >> transform
+    job = pipeline(engine, len(elements))
+    _ = job | "Units" >> beam.Create(elements) | stage >> transform
     try:
         with threadpool_limits(1):
-            pipeline.run().wait_until_finish()
+            job.run().wait_until_finish()
     except MmembedError:
         raise
     except RuntimeError as error:
@@ -86,5 +88,3 @@ def _from_traceback(stage: str, text: str) -> MmembedError:
     if isinstance(kind, type) and issubclass(kind, MmembedError):
         return kind(re.sub(r" \[while running .*$", "", message))
     return MmembedError(f"{stage} stopped: {last}. What was finished is kept: run the same command again to go on")
-
-

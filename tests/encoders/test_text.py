@@ -62,6 +62,7 @@ def test_features_have_the_shape_and_type_of_their_space() -> None:
 
 def test_word_vectors_are_those_of_wordllama() -> None:
     import wordllama
+
     folder = Path(wordllama.__file__).parent
     reference = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
     np.testing.assert_allclose(

@@ -1,0 +1,17 @@
+"""Embeddings to an index: `python -m pipelines.index OUT [flags] -- [Beam's flags]`.
+
+The graph, built of the transforms in `mmembed.transforms`:
+
+    modalities | BuildIndex
+
+Same functions and same flags as `mmembed index`; on a cluster, for instance:
+
+    python -m pipelines.index OUT -- --runner=DataflowRunner --project=… --region=… --temp_location=gs://…
+"""
+
+import sys
+
+from mmembed.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main(["index", *sys.argv[1:]]))
