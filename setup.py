@@ -26,8 +26,7 @@ setup(
         "pillow>=11,<13",  # decoding pictures
         "soundfile>=0.13,<1",  # reading sounds: its wheel carries libsndfile, with MP3
         "soxr>=0.5,<2",  # resampling, also of streams
-        "librosa>=0.11,<1",  # filter banks and chroma; 1.0 wants a newer Python
-        "wordllama>=0.4,<0.5",  # its wheel carries the weights of the text encoder, read by file name
+        "wordllama==0.4.0.post1",  # its wheel carries the weights of the text encoder; another version, other vectors
         "tokenizers>=0.20",  # reads wordllama's tokenizer
         "safetensors>=0.5",  # reads wordllama's weights; the format of maps/
         "scipy>=1.13",  # leading eigenvectors, isotonic regression
@@ -40,6 +39,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",  # the pipelines of the tests on both cores
             "hypothesis>=6.100",  # invariants
+            "librosa>=0.11",  # the independent implementation of audio features; too slow to import for a query
             "scikit-learn>=1.5",  # figures checked against an independent implementation
             "ruff>=0.8",
             "mypy>=1.13",

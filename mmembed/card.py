@@ -14,7 +14,7 @@ configs:
 ---
 # Embeddings of {records:,} records
 
-Made by [mmembed](https://pypi.org/project/mmembed/). A row is a segment of a record: a picture or a tile, a text or a
+Made by mmembed. A row is a segment of a record: a picture or a tile, a text or a
 chunk, a window of a sound. `embedding` is L2-normalized and of space `{space}`: the inner product of any two rows, of
 whichever modality, is their similarity.
 

@@ -380,7 +380,7 @@ def _row(seed: int, index: int) -> tuple[Scene, dict[str, Any]]:
     chance = random.random()
     missing = "audio" if chance < 0.05 else "image" if chance < 0.10 else "text" if chance < 0.13 else ""
     media.pop(missing, None)
-    return scene, {"id": f"scene-{index:06}", **media, "metadata": {"scene": str(scene), **asdict(scene)}}
+    return scene, {"id": f"scene-{index:06}", **media, "scene": str(scene), **asdict(scene)}
 
 
 def _random(seed: int, index: int, use: str) -> Random:

@@ -19,7 +19,7 @@ from mmembed.dataset import FORMAT_VERSION, Dataset, Stage, describe
 from mmembed.engine import Engine
 from mmembed.errors import MmembedError, UsageError
 from mmembed.features import FOLDERS, read_receipt, unit_files
-from mmembed.inputs import open_source
+from mmembed.inputs import FILE_KEYS, TEXT_KEYS, open_source
 from mmembed.progress import Counts, Progress
 from mmembed.shards import fingerprint, shard_path, write_bytes, write_json
 from mmembed.tables import merge_kinds
@@ -104,6 +104,7 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     inputs = _checksums(dataset, "features", "records")
     if config.fit.maps:
         return _take_maps(dataset, config, Dataset.open(Path(config.fit.maps)))
+    _check_group_column(dataset, config.fit.group_column)
     mark = fingerprint(inputs, to_json(config.fit))
     if dataset.is_done("fit", mark):
         say("fit: up to date")
@@ -253,6 +254,13 @@ def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
     dataset = _commit(dataset, config, "fit", mark, dict.fromkeys(files), summary, ("maps",))
     say(f"fit: took the maps of {other.root} for {', '.join(names)}")
     return dataset
+
+
+def _check_group_column(dataset: Dataset, key: str) -> None:
+    """Raise UsageError for a key that no record has: near twins would silently end up on both sides of the split."""
+    known = [*FILE_KEYS, *TEXT_KEYS, *dataset.stage("extract").summary["kinds"]]
+    if key and key not in known:
+        raise UsageError(f"no record has the group column {key!r}; their keys are {', '.join(known)}")
 
 
 def _extract_summary(

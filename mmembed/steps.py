@@ -86,7 +86,7 @@ def _encode(segments: Sequence[Segment], modality: str, encoder: Encoder) -> lis
             f"it must give float32 {(len(segments), encoder.space.dim)}"
         )
     error = EncodeError(f"the encoder {encoder.space} gave a feature that is not finite")
-    finite: list[bool] = np.isfinite(features).all(axis=1).tolist()
+    finite = np.asarray(np.isfinite(features).all(axis=1))
     return [
         replace(segment, data=feature) if ok else _failure(segment, modality, "encode", error)
         for segment, feature, ok in zip(segments, features, finite, strict=True)

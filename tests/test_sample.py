@@ -87,7 +87,7 @@ def test_a_larger_set_begins_with_the_smaller_one(folder: Path, tmp_path: Path) 
 
 def test_another_seed_gives_other_scenes(folder: Path, tmp_path: Path) -> None:
     write_sample(tmp_path, 30, 4)
-    assert [row["metadata"] for row in rows(tmp_path)] != [row["metadata"] for row in rows(folder)[:30]]
+    assert [row["scene"] for row in rows(tmp_path)] != [row["scene"] for row in rows(folder)[:30]]
 
 
 def test_a_second_call_writes_nothing_and_another_replaces_the_manifest(tmp_path: Path) -> None:
@@ -133,10 +133,10 @@ def test_a_folder_that_is_a_file_is_an_error(tmp_path: Path) -> None:
 
 def test_every_row_names_its_scene_and_files_that_are_there(folder: Path) -> None:
     for index, row in enumerate(rows(folder)):
-        metadata = dict(row["metadata"])
+        scene = {key: row[key] for key in ("shape", "color", "count", "position", "size")}
         assert row["id"] == f"scene-{index:06}"
-        assert metadata.pop("scene") == str(Scene(**metadata))
-        assert set(row) <= {"id", "image", "text", "audio", "metadata"}
+        assert row["scene"] == str(Scene(**scene))
+        assert set(row) <= {"id", "image", "text", "audio", "scene", *scene}
     named = {row[key] for row in rows(folder) for key in ("image", "audio") if key in row}
     assert named == set(digests(folder)) - {"manifest.jsonl"}
 
