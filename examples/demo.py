@@ -44,7 +44,7 @@ def ask(searcher: Searcher, row: Mapping[str, Any], asked: str, value: str, targ
     """Print the five nearest neighbours of one medium of a record, and which of them are right."""
     shown = f'"{value}"' if asked == "text" else value
     print(f"\n$ mmembed query {out} --{asked} {shown} --to {target} -k 5\n  (asked for: {row['scene']})")
-    query = Query.of(text=value) if asked == "text" else Query.of(**{asked: Path(value)})
+    query = {"text": Query.of(text=value), "image": Query.of(image=Path(value)), "audio": Query.of(audio=Path(value))}
     rows = [
         [
             str(found.rank),
@@ -53,7 +53,7 @@ def ask(searcher: Searcher, row: Mapping[str, Any], asked: str, value: str, targ
             found.metadata["scene"],
             found.media,
         ]
-        for found in searcher.search(query, target, 5)
+        for found in searcher.search(query[asked], target, 5)
     ]
     print(table(["rank", "score", "answer", "what it shows", "text or path"], rows))
 

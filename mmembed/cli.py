@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import mmembed
 from mmembed.errors import MmembedError, UsageError
@@ -53,8 +53,14 @@ def _split(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
     return arguments[:place], tuple(arguments[place + 1 :])
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line that says what is wrong; the default prints the usage before it."""
+        self.exit(_EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="mmembed", description="One embedding space for images, texts and sounds.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"mmembed {mmembed.__version__}")

@@ -12,11 +12,14 @@ import pyarrow as pa
 
 import mmembed
 from mmembed.errors import DatasetError, UsageError
-from mmembed.shards import checksum, read_checked, read_table, write_json
+from mmembed.shards import TEMPORARY_SUFFIX, checksum, read_checked, read_table, write_json
 from mmembed.types import Space
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
+FIRST_FOLDERS = ("features", "records", "errors")
+"""Of the first stage: all that there is before the first manifest."""
+
 STAGES = ("extract", "fit", "project", "index", "evaluate")
 
 
@@ -90,8 +93,22 @@ class Dataset:
 
     @classmethod
     def open_or_new(cls, root: Path) -> Dataset:
-        """The data set in a folder; an empty one if the folder is empty, missing, or holds a killed first run."""
-        return cls.open(root) if (root / MANIFEST).exists() else cls(root)
+        """The data set in a folder; an empty one if the folder is empty, missing, or holds a killed first run.
+
+        Raises:
+            UsageError: the folder can't be made, or holds something else: building removes what it does not know.
+        """
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            names = {path.name for path in root.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
+        except OSError as error:
+            raise UsageError(f"can't build into {root}: {error.strerror}") from error
+        if MANIFEST in names:
+            return cls.open(root)
+        if names - set(FIRST_FOLDERS):
+            other = sorted(names - set(FIRST_FOLDERS))[0]
+            raise UsageError(f"{root} is no data set and not empty (it holds {other}): choose another folder")
+        return cls(root)
 
     def commit(self, stage: str, value: Stage, files: Mapping[str, File], **changes: Any) -> Dataset:
         """This data set with a stage done, written to disk.

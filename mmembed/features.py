@@ -16,8 +16,6 @@ from mmembed.shards import fingerprint, read_footer, read_table, shard_path, wri
 from mmembed.tables import errors_table, features_table, metadata_kinds, records_table, vectors_from_arrow
 from mmembed.types import Failure, Record, Segment, Unit
 
-FOLDERS = ("features", "records", "errors")
-
 
 def unit_fingerprint(unit: Unit, configuration: str) -> str:
     """What decides the content of a unit's files: its records and the configuration of the stage."""

@@ -15,7 +15,7 @@ log p(u, v) / p(u) p(v) of jointly Gaussian canonical variates to first order in
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from itertools import combinations
@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from mmembed.config import FitConfig
 from mmembed.dataset import Dataset
 from mmembed.errors import UsageError
-from mmembed.features import read_unit
+from mmembed.features import UnitFeatures, read_unit
 from mmembed.linear import LinearMap
 from mmembed.moments import Moments
 from mmembed.shards import write_bytes, write_json
@@ -39,6 +39,10 @@ Matrix = NDArray[np.float64]
 Ridges = dict[str, float]
 
 FOLDS = 5
+MOMENTS = "maps/moments"
+"""Where blocks leave their moments until they are merged; not part of the data set."""
+
+_UNITS_AT_ONCE = 8  # enough rows for a matrix product to outweigh the merge of its result
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _TRIAL_COMPONENTS = 256  # of each modality: what the ridge leaves of the others decides no trial, but costs its cube
 _MIN_PAIRS = 10  # fewer say nothing about how modalities go together
@@ -48,38 +52,69 @@ _DEAD = 1e-6  # a feature whose deviation is below this share of its mean carrie
 
 
 def training_moments(
-    dataset: Dataset, units: Iterable[int], modalities: Sequence[str], config: FitConfig
+    dataset: Dataset, units: Sequence[int], modalities: Sequence[str], config: FitConfig
 ) -> list[Moments]:
-    """Moments of the training records of some units, one for each fold; units in order, one in memory at a time.
+    """Moments of the training records of some units, one for each fold; units in order, a few in memory at a time.
 
     Features are pooled by record: a record counts once, however many segments it has.
     """
-    merged: list[Moments] | None = None
-    for number in units:
-        unit = read_unit(dataset, number, modalities)
-        groups = [group_of(id, record, config.group_column) for id, record in zip(unit.ids, unit.records, strict=True)]
-        training = np.array([split_of(group, config.holdout) == TRAIN for group in groups], bool)
-        fold = np.array([fold_of(group, FOLDS) for group in groups], np.intp)
-        folds = [
-            Moments.of(unit.pooled, {name: has & training & (fold == k) for name, has in unit.present.items()})
-            for k in range(FOLDS)
-        ]
-        merged = folds if merged is None else [a.merge(b) for a, b in zip(merged, folds, strict=True)]
-    if merged is None:
-        raise ValueError("moments of no units")
+    merged: list[Moments] = []
+    for start in range(0, len(units), _UNITS_AT_ONCE):
+        some = [read_unit(dataset, number, modalities) for number in units[start : start + _UNITS_AT_ONCE]]
+        for fold, moments in enumerate(_units_moments(some, config)):  # one fold more in memory at a time
+            if start:
+                merged[fold] = merged[fold].merge(moments)
+            else:
+                merged.append(moments)
     return merged
 
 
+def _units_moments(units: Sequence[UnitFeatures], config: FitConfig) -> Iterator[Moments]:
+    groups = [
+        group_of(id, record, config.group_column)
+        for unit in units
+        for id, record in zip(unit.ids, unit.records, strict=True)
+    ]
+    training = np.array([split_of(group, config.holdout) == TRAIN for group in groups], bool)
+    fold = np.array([fold_of(group, FOLDS) for group in groups], np.intp)
+    views = {name: np.concatenate([unit.pooled[name] for unit in units]) for name in units[0].pooled}
+    present = {name: np.concatenate([unit.present[name] for unit in units]) for name in views}
+    for number in range(FOLDS):
+        yield Moments.of(views, {name: has & training & (fold == number) for name, has in present.items()})
+
+
 @dataclass(frozen=True)
-class FitBlock:
-    """A block's units to moments by fold: a picklable value, called on workers."""
+class AccumulateBlock:
+    """Writes the moments of a block of units by fold: a picklable value, called on workers."""
 
     dataset: Dataset
     modalities: Sequence[str]
     config: FitConfig
 
-    def __call__(self, units: tuple[int, ...]) -> list[Moments]:
-        return training_moments(self.dataset, units, self.modalities, self.config)
+    def __call__(self, block: int, units: tuple[int, ...]) -> str:
+        from safetensors.numpy import save
+
+        folds = training_moments(self.dataset, units, self.modalities, self.config)
+        arrays = {
+            f"{fold}/{name}": array for fold, moments in enumerate(folds) for name, array in moments.to_arrays().items()
+        }
+        name = f"{MOMENTS}/block-{block:05d}.safetensors"
+        write_bytes(self.dataset.root / name, save(arrays))
+        return name
+
+
+@dataclass(frozen=True)
+class ReadMoments:
+    """Reads one fold of what `AccumulateBlock` wrote in the same run: a picklable value, called on a worker."""
+
+    root: Path
+
+    def __call__(self, name: str, fold: int) -> Moments:
+        from safetensors import safe_open
+
+        with safe_open(self.root / name, framework="numpy") as file:
+            keys = [key for key in list(file.keys()) if key.startswith(f"{fold}/")]
+            return Moments.from_arrays({key.partition("/")[2]: file.get_tensor(key) for key in keys})
 
 
 @dataclass(frozen=True)
@@ -112,7 +147,8 @@ def fit_maps(
         folds: moments of disjoint training records.
 
     Raises:
-        UsageError: no two modalities come together in enough records.
+        UsageError: no two modalities come together in enough records, or nothing that was learned holds in the fold
+            that was not fitted.
     """
     total = _merge(folds)
     modalities = _paired(total)
@@ -128,11 +164,22 @@ def fit_maps(
             _Whitening.of(_merge([*folds[:k], *folds[k + 1 :]]), scales, _TRIAL_COMPONENTS), _correlations(fold, scales)
         )
         for k, fold in enumerate(folds)
-        if all(fold.count(name, name) for name in modalities)
+        if all(0 < fold.count(name, name) < total.count(name, name) for name in modalities)
     ]
     counts = {(a, b): total.count(a, b) for a, b in combinations(modalities, 2)}
+    if not sides:
+        raise UsageError(
+            f"maps are tried on a part of the records that was not fitted, but no fold holds some of each of "
+            f"{', '.join(modalities)} and leaves some to the others: give more records, or a --group-column with more "
+            "values"
+        )
     ridges, trials = _choose_ridges(sides, counts, dim)
     rho = _spectrum(sides, counts, ridges, dim)
+    if not (rho > 0).any():
+        raise UsageError(
+            f"the modalities show nothing in common: of what was learned from {sum(counts.values())} pairs, nothing "
+            "holds in the records that were not fitted. Give more pairs, or see whether ids and media go together"
+        )
     directions = _Whitening.of(total, scales).directions(ridges, min(dim, int((rho > 0).sum())))
     output = Space("mmembed", version[:16], next(iter(directions.values())).shape[1])
     weights = np.sqrt(rho[: output.dim])
@@ -182,7 +229,7 @@ class _Whitening:
         pairs = list(combinations(scales, 2))
         most = max(moments.count(a, b) for a, b in pairs)
         return cls(
-            {name: max(float(all_.mean()), np.finfo(float).tiny) for name, all_ in values.items()},
+            {name: max(float(all_.mean()), _DEAD) for name, all_ in values.items()},
             {name: all_[:components] for name, all_ in values.items()},
             vectors,
             {(a, b): vectors[a].T @ correlations[a, b] @ vectors[b] for a, b in pairs},
@@ -207,7 +254,10 @@ class _Whitening:
         variates = {name: roots[name][:, None] * vectors[place[name]] for name in place}
         deviations = {name: np.sqrt(self.values[name] @ variates[name] ** 2) for name in place}
         return {
-            name: self.vectors[name] @ np.where(deviations[name] > _DEAD, variates[name] / deviations[name], 0)
+            name: self.vectors[name]
+            @ np.divide(
+                variates[name], deviations[name], out=np.zeros_like(variates[name]), where=deviations[name] > _DEAD
+            )
             for name in place
         }
 

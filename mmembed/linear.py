@@ -56,7 +56,7 @@ class LinearMap:
         spaces = {"input": asdict(self.input), "output": asdict(self.output)}
         # safetensors writes the memory of an array as it lies: a transposed one would come back scrambled
         return save(
-            {"W": np.ascontiguousarray(self.weight), "b": self.bias},
+            {"W": np.ascontiguousarray(self.weight), "b": np.ascontiguousarray(self.bias)},
             {_METADATA_KEY: json.dumps(spaces, sort_keys=True)},
         )
 

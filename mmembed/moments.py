@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +82,28 @@ class Moments:
         if self.pairs.keys() != other.pairs.keys():
             raise ValueError(f"moments of {sorted(self.pairs)} and of {sorted(other.pairs)} don't merge")
         return Moments({pair: moments.merge(other.pairs[pair]) for pair, moments in self.pairs.items()})
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """As plain arrays under the names `a/b/count`, `a/b/mean_x`, `a/b/mean_y`, `a/b/comoment`."""
+        return {
+            f"{a}/{b}/{name}": np.ascontiguousarray(value)
+            for (a, b), pair in self.pairs.items()
+            for name, value in vars(pair).items()
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Moments:
+        """The inverse of `to_arrays`."""
+        pairs = {(name.split("/")[0], name.split("/")[1]) for name in arrays}
+        return cls(
+            {
+                (a, b): PairMoments(
+                    int(arrays[f"{a}/{b}/count"]),
+                    *(arrays[f"{a}/{b}/{name}"] for name in ("mean_x", "mean_y", "comoment")),
+                )
+                for a, b in sorted(pairs)
+            }
+        )
 
     @property
     def modalities(self) -> list[str]:

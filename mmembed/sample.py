@@ -64,6 +64,8 @@ class Shape:
 
 @dataclass(frozen=True)
 class Color:
+    """A colour, the pitch that stands for it, and its names."""
+
     rgb: tuple[int, int, int]
     hertz: float
     words: tuple[str, ...]

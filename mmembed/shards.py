@@ -113,6 +113,6 @@ def read_checked(path: Path, sha256: str) -> bytes:
 
 
 def remove_temporaries(folder: Path) -> None:
-    """Delete what killed writers left behind. Only for the one process that owns the folder."""
-    for path in folder.rglob(f".*{TEMPORARY_SUFFIX}"):
+    """Delete what killed writers left behind in a folder, not below. Only for the one process that owns it."""
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)

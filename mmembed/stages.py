@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from mmembed.card import dataset_card
 from mmembed.config import Config, modalities, to_json
-from mmembed.dataset import FORMAT_VERSION, Dataset, Stage, describe
+from mmembed.dataset import FIRST_FOLDERS, FORMAT_VERSION, Dataset, Stage, describe
 from mmembed.engine import Engine
 from mmembed.errors import MmembedError, UsageError
-from mmembed.features import FOLDERS, read_receipt, unit_files
+from mmembed.features import read_receipt, unit_files
 from mmembed.inputs import FILE_KEYS, TEXT_KEYS, open_source
 from mmembed.progress import Counts, Progress
-from mmembed.shards import fingerprint, shard_path, write_bytes, write_json
+from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
 from mmembed.tables import merge_kinds
 from mmembed.types import Unit
 
@@ -88,7 +88,7 @@ def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Da
         for path, rows in unit_files(number, _expect(found, f"unit {number}")).items()
     }
     summary = _extract_summary(units, [found for found in receipts.values() if found], spaces)
-    dataset = _commit(dataset, config, "extract", mark, files, summary, FOLDERS, input=str(input.resolve()))
+    dataset = _commit(dataset, config, "extract", mark, files, summary, FIRST_FOLDERS, input=str(input.resolve()))
     say(extract_line(summary))
     return dataset
 
@@ -109,13 +109,18 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     if dataset.is_done("fit", mark):
         say("fit: up to date")
         return dataset
-    from mmembed.fit import FitBlock, WriteMaps
+    from mmembed.fit import AccumulateBlock, ReadMoments, WriteMaps
     from mmembed.transforms import FitMaps
 
     numbers = _numbers(dataset)
     size = max(_BLOCK_UNITS, -(-len(numbers) // _MAX_BLOCKS))
-    blocks = [(start, tuple(numbers[start : start + size])) for start in range(0, len(numbers), size)]
-    transform = FitMaps(FitBlock(dataset, tuple(spaces), config.fit), WriteMaps(dataset.root, spaces, config.fit, mark))
+    starts = range(0, len(numbers), size)
+    blocks = [(block, tuple(numbers[start : start + size])) for block, start in enumerate(starts)]
+    transform = FitMaps(
+        AccumulateBlock(dataset, tuple(spaces), config.fit),
+        ReadMoments(dataset.root),
+        WriteMaps(dataset.root, spaces, config.fit, mark),
+    )
     _run("FitMaps", blocks, transform, engine)
 
     report = json.loads((dataset.root / "maps" / "fit.json").read_text("utf-8"))
@@ -232,6 +237,7 @@ def _commit(
         for path in sorted((dataset.root / folder).rglob("*")):
             if path.is_file() and path.relative_to(dataset.root).as_posix() not in files:
                 path.unlink()
+    remove_temporaries(dataset.root)
     described = {path: describe(dataset.root, path, rows) for path, rows in files.items()}
     value = Stage(mark, {"folders": list(folders), **summary})
     return dataset.commit(stage, value, described, config=to_json(config), **changes)

@@ -2,10 +2,21 @@
 
 import logging
 import runpy
+import signal
+import sys
 
 if __name__ == "__main__":
     # With a handler in place before Beam is loaded, Beam adds none. A worker's errors reach the launcher as exceptions.
     handler = logging.StreamHandler()
-    handler.setLevel(logging.CRITICAL)
+    handler.setLevel(logging.CRITICAL + 1)
     logging.getLogger().addHandler(handler)
-    runpy.run_module("apache_beam.runners.worker.sdk_worker_main", run_name="__main__")
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the launcher ends us
+
+    from grpc import RpcError
+
+    from mmembed.transforms.processes import hide_lost_connections
+
+    try:
+        runpy.run_module("apache_beam.runners.worker.sdk_worker_main", run_name="__main__")
+    except RpcError:
+        sys.exit(1)  # the launcher is gone

@@ -43,14 +43,15 @@ class JsonLines:
         return parse_records(self._rows(content, unit), str(self.path.parent))
 
     def _rows(self, content: bytes, unit: Unit) -> Iterator[tuple[str, Any]]:
-        for number, line in enumerate(content.splitlines(), unit.place[2]):
+        # Lines end where `units` ended them, at \n alone; \r is a blank of JSON.
+        for number, line in enumerate(content.split(b"\n"), unit.place[2]):
             if line.strip():
                 yield f"{self.path.name}:{number}", _parse(line)
 
 
 def _parse(line: bytes) -> Any:
     try:
-        value = json.loads(line)
+        value = json.loads(line.decode("utf-8-sig"))  # bytes would be taken as UTF-16, and halves of pairs as text
         if b"\\u" in line:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text that can be written
         return value

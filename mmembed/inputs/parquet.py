@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import decimal
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmembed.errors import UsageError
-from mmembed.inputs import parse_records
+from mmembed.inputs import FILE_KEYS, TEXT_KEYS, parse_records
 from mmembed.shards import checksum
 from mmembed.types import Failure, Record, Unit
 
@@ -57,7 +58,8 @@ class Parquet:
                     continue
                 rows = batch.slice(skip, wanted).to_pylist()
                 for offset, row in enumerate(rows, first + unit.records - wanted):
-                    yield f"{self.path.name}:row {offset}", {key: _json_value(value) for key, value in row.items()}
+                    metadata = {key: _json_value(row[key]) for key in row if key not in ("id", *FILE_KEYS, *TEXT_KEYS)}
+                    yield f"{self.path.name}:row {offset}", row | metadata
                 skip, wanted = 0, wanted - len(rows)
                 if not wanted:
                     return
@@ -77,7 +79,13 @@ def _footer(path: Path) -> bytes:
 
 
 def _json_value(value: Any) -> Any:
-    """Values that JSON lacks as text; media structs {bytes, path} stay as they are."""
+    """Values that JSON lacks as text, at any depth: dates in ISO form, bytes in base64."""
+    if isinstance(value, dict):
+        return {key: _json_value(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):  # a map is a list of pairs
+        return [_json_value(item) for item in value]
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return str(value) if isinstance(value, datetime.timedelta | decimal.Decimal) else value

@@ -5,69 +5,77 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import reduce
+from itertools import chain
 
 import apache_beam as beam
 
+from mmembed.fit import FOLDS
 from mmembed.moments import Moments
 
 Folds = list[Moments]
-Block = tuple[int, Folds]
+Block = tuple[int, tuple[int, ...]]
 
 
-@beam.typehints.with_input_types(tuple[int, tuple[int, ...]])
-@beam.typehints.with_output_types(Block)
+@beam.typehints.with_input_types(Block)
+@beam.typehints.with_output_types(str)
 @dataclass
 class AccumulateMoments(beam.PTransform):
-    """Blocks of units to their moments, one for each fold of the training records.
+    """Blocks of units to files of their moments, one set for each fold of the training records; gives their names.
 
     A block is a fixed run of units: how many there are, and so how sums round, depends on the data alone.
     """
 
-    moments: Callable[[tuple[int, ...]], Folds]
+    accumulate: Callable[[int, tuple[int, ...]], str]
 
-    def expand(self, blocks: beam.PCollection[tuple[int, tuple[int, ...]]]) -> beam.PCollection[Block]:
-        return blocks | beam.MapTuple(lambda number, units: (number, self.moments(units)))
+    def expand(self, blocks: beam.PCollection[Block]) -> beam.PCollection[str]:
+        return blocks | beam.MapTuple(self.accumulate)
 
 
 class MergeMoments(beam.CombineFn):
-    """Blocks' moments to those of all records, fold by fold.
+    """Files of moments to the moments of all records, fold by fold, by Chan's update.
 
-    Floating-point addition is not associative, and the runner merges as it likes. So blocks are collected (they
-    are few) and merged in their own order: the same bytes for any number of workers.
+    Floating-point addition is not associative, and a runner merges as it likes. So what is combined are names, and the
+    moments behind them are merged in the order of the names: the same bytes for any number of workers, and no matrix
+    crosses a shuffle.
     """
 
-    def create_accumulator(self) -> dict[int, Folds]:
-        return {}
+    def __init__(self, read: Callable[[str, int], Moments]) -> None:
+        self._read = read
 
-    def add_input(self, accumulator: dict[int, Folds], block: Block) -> dict[int, Folds]:
-        return accumulator | dict([block])
+    def create_accumulator(self) -> list[str]:
+        return []
 
-    def merge_accumulators(self, accumulators: Iterable[dict[int, Folds]]) -> dict[int, Folds]:
-        return reduce(lambda left, right: left | right, accumulators, {})
+    def add_input(self, accumulator: list[str], name: str) -> list[str]:
+        return [*accumulator, name]
 
-    def extract_output(self, accumulator: dict[int, Folds]) -> Folds:
-        blocks = [accumulator[number] for number in sorted(accumulator)]
-        return reduce(lambda left, right: [a.merge(b) for a, b in zip(left, right, strict=True)], blocks)
+    def merge_accumulators(self, accumulators: Iterable[list[str]]) -> list[str]:
+        return list(chain.from_iterable(accumulators))
+
+    def extract_output(self, accumulator: list[str]) -> Folds:
+        names = sorted(accumulator)
+        return [reduce(Moments.merge, (self._read(name, fold) for name in names)) for fold in range(FOLDS)]
 
 
-@beam.typehints.with_input_types(tuple[int, tuple[int, ...]])
+@beam.typehints.with_input_types(Block)
 @beam.typehints.with_output_types(str)
 @dataclass
 class FitMaps(beam.PTransform):
-    """Blocks of units to the files of maps/; gives the names of the files.
+    """Blocks of units to the files of maps/; gives their names.
 
     Attributes:
-        moments: a block's units to its moments by fold.
-        write: the moments of all training records by fold to files, whose names it gives.
+        accumulate: writes the moments of a block by fold, and gives the file's name.
+        read: the moments of one fold in such a file.
+        write: the moments of all training records by fold to maps, and gives the files' names.
     """
 
-    moments: Callable[[tuple[int, ...]], Folds]
+    accumulate: Callable[[int, tuple[int, ...]], str]
+    read: Callable[[str, int], Moments]
     write: Callable[[Folds], list[str]]
 
-    def expand(self, blocks: beam.PCollection[tuple[int, tuple[int, ...]]]) -> beam.PCollection[str]:
+    def expand(self, blocks: beam.PCollection[Block]) -> beam.PCollection[str]:
         return (
             blocks
-            | AccumulateMoments(self.moments)
-            | beam.CombineGlobally(MergeMoments()).without_defaults()  # shuffles a few matrices, O(d^2) each
+            | AccumulateMoments(self.accumulate)
+            | beam.CombineGlobally(MergeMoments(self.read)).without_defaults()  # shuffles a few file names
             | beam.FlatMap(self.write)
         )

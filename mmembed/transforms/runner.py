@@ -6,19 +6,18 @@ import argparse
 import logging
 import os
 import re
-import shlex
-import sys
+import threading
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
-from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from threadpoolctl import threadpool_limits
 
 from mmembed import errors
 from mmembed.engine import Engine
 from mmembed.errors import MmembedError, UsageError
+from mmembed.transforms.processes import hide_lost_connections, process_environment
 
 # One process a core, each with one thread: more threads than cores are slower, and their number decides the last
 # bits of sums. The malloc settings keep glibc from giving the heap back after each picture.
@@ -41,8 +40,7 @@ def pipeline(engine: Engine, elements: int) -> beam.Pipeline:
     # The class, not the name: Beam's default, DirectRunner, first tries to download another runner.
     if workers == 1:
         return beam.Pipeline(FnApiRunner(), PipelineOptions([]))
-    process = SubprocessSDKEnvironment.from_command_string(f"{shlex.quote(sys.executable)} -m mmembed.worker")
-    return beam.Pipeline(FnApiRunner(process), PipelineOptions([f"--direct_num_workers={workers}"]))
+    return beam.Pipeline(FnApiRunner(process_environment()), PipelineOptions([f"--direct_num_workers={workers}"]))
 
 
 def check_beam_flags(flags: tuple[str, ...]) -> None:
@@ -68,6 +66,7 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     """
     os.environ.update(WORKER_ENVIRONMENT)  # worker processes inherit it
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
+    threading.excepthook = hide_lost_connections
     job = pipeline(engine, len(elements))
     _ = job | "Units" >> beam.Create(elements) | stage >> transform
     try:

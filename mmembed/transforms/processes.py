@@ -1,0 +1,77 @@
+"""Worker processes of the local runner that are watched: where one dies, the run ends.
+
+Beam's own handler waits for ever for what a dead process (killed where memory ran out, say) was to answer.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+from typing import Any
+
+from apache_beam.portability import python_urns
+from apache_beam.portability.api import beam_fn_api_pb2
+from apache_beam.runners.portability.fn_api_runner.worker_handlers import GrpcWorkerHandler, WorkerHandler
+from apache_beam.transforms.environments import SubprocessSDKEnvironment
+from google.protobuf import json_format, text_format
+from grpc import RpcError
+
+
+def process_environment() -> SubprocessSDKEnvironment:
+    """The environment whose workers are processes of `mmembed.worker`."""
+    WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(WatchedProcess)
+    return SubprocessSDKEnvironment.from_command_string(f"{shlex.quote(sys.executable)} -m mmembed.worker")
+
+
+class WatchedProcess(GrpcWorkerHandler):
+    """One worker process."""
+
+    def __init__(self, command: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
+        super().__init__(state, provision_info, grpc_server)
+        self._command = shlex.split(command.decode())
+        self._all = vars(grpc_server).setdefault("mmembed_processes", [])  # of this run
+        self._all.append(self)
+
+    def start_worker(self) -> None:
+        options = json_format.MessageToDict(self.provision_info.provision_info.pipeline_options)
+        self._process = subprocess.Popen(
+            self._command,
+            env={
+                **os.environ,
+                "WORKER_ID": self.worker_id,
+                "PIPELINE_OPTIONS": json.dumps(options),
+                "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
+            },
+        )
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    def _watch(self) -> None:
+        if code := self._process.wait():
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            for process in self._all:
+                process.fail(f"WorkerError: a worker process {how}; if memory ran out, use fewer --workers")
+
+    def fail(self, message: str) -> None:
+        """Answer all that the runner waits for with an error."""
+        futures = self.control_conn._futures_by_id
+        for name in list(futures):
+            if future := futures.pop(name, None):
+                future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=name, error=message))
+
+    def close(self) -> None:
+        if self.control_conn._futures_by_id:  # the run failed, and this one still works: nobody waits for it
+            self._process.kill()
+        super().close()
+
+    def stop_worker(self) -> None:
+        self._process.wait()
+
+
+def hide_lost_connections(arguments: threading.ExceptHookArgs) -> None:
+    """For `threading.excepthook`: a thread of Beam's that read from a dead process says nothing that helps."""
+    if not issubclass(arguments.exc_type or BaseException, RpcError):
+        threading.__excepthook__(arguments)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import datetime
+import decimal
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmembed.errors import UsageError
+from mmembed.inputs import open_source
+from mmembed.inputs.parquet import Parquet
+from mmembed.tables import records_table
+from mmembed.types import Failure, Media, Record
+
+FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write(path: Path, columns: dict[str, Any], row_group: int = 100) -> Parquet:
+    pq.write_table(pa.table(columns), path, row_group_size=row_group)
+    return Parquet(path)
+
+
+def read(source: Parquet, records: int = 100) -> tuple[list[Record], list[Failure]]:
+    parts = [source.read(unit) for unit in source.units(records)]
+    return [record for part in parts for record in part[0]], [failure for part in parts for failure in part[1]]
+
+
+def test_paths_and_structs_become_media(tmp_path: Path) -> None:
+    images = pa.array([{"bytes": b"png", "path": "a.png"}, {"bytes": None, "path": "b.png"}, None], FILE)
+    sounds = pa.array([{"bytes": b"wav", "path": None}, None, None], FILE)
+    columns = {"id": ["a", "b", "c"], "image": images, "audio": sounds, "text": [None, "B", "C"], "n": [1, 2, None]}
+    found, failures = read(write(tmp_path / "in.parquet", columns))
+    folder = str(tmp_path)
+    assert found == [
+        Record(
+            "a",
+            {"image": Media("a.png", b"png", folder), "audio": Media("", b"wav", folder)},
+            {"n": 1},
+            "in.parquet:row 0",
+        ),
+        Record("b", {"image": Media("b.png", None, folder), "text": Media(content="B")}, {"n": 2}, "in.parquet:row 1"),
+        Record("c", {"text": Media(content="C")}, {"n": None}, "in.parquet:row 2"),
+    ]
+    assert not failures
+
+
+def test_a_column_of_strings_holds_paths(tmp_path: Path) -> None:
+    [record], _ = read(write(tmp_path / "in.parquet", {"id": ["a"], "image": ["pictures/a.png"]}))
+    assert record.media["image"].location == str(tmp_path / "pictures/a.png")
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(0, 40), row_group=st.integers(1, 17), records=st.integers(1, 50))
+def test_units_cut_row_groups_and_give_every_row_once_in_order(
+    tmp_path_factory: pytest.TempPathFactory, rows: int, row_group: int, records: int
+) -> None:
+    columns = {"id": pa.array([f"r{row}" for row in range(rows)], pa.string()), "text": ["t"] * rows}
+    source = write(tmp_path_factory.getbasetemp() / "units.parquet", columns, row_group)
+    units = source.units(records)
+    assert [unit.number for unit in units] == list(range(len(units)))
+    assert all(len(source.read(unit)[0]) == unit.records <= records for unit in units)
+    found, failures = read(source, records)
+    assert [(record.id, record.source) for record in found] == [
+        (f"r{row}", f"units.parquet:row {row}") for row in range(rows)
+    ]
+    assert not failures
+
+
+def test_a_unit_within_a_row_group_is_read_alone(tmp_path: Path) -> None:
+    ids = [f"r{row}" for row in range(20)]
+    source = write(tmp_path / "in.parquet", {"id": ids, "text": ids}, row_group=7)
+    units = source.units(3)
+    assert [unit.place for unit in units] == [
+        (0, 0, 0), (0, 3, 3), (0, 6, 6), (1, 0, 7), (1, 3, 10), (1, 6, 13), (2, 0, 14), (2, 3, 17)
+    ]  # fmt: skip
+    found, _ = pickle.loads(pickle.dumps(source)).read(units[4])
+    assert [record.id for record in found] == ["r10", "r11", "r12"]
+
+
+DAY = datetime.date(2024, 2, 29)
+
+
+@pytest.mark.parametrize(
+    "type, value, metadata",
+    [
+        (pa.date32(), DAY, "2024-02-29"),
+        (pa.timestamp("ns", "UTC"), datetime.datetime(2024, 2, 29, tzinfo=datetime.UTC), "2024-02-29T00:00:00+00:00"),
+        (pa.time64("us"), datetime.time(12, 30), "12:30:00"),
+        (pa.duration("s"), datetime.timedelta(hours=1), "1:00:00"),
+        (pa.decimal128(5, 2), decimal.Decimal("1.50"), "1.50"),
+        (pa.binary(), b"abc", "YWJj"),
+        (pa.list_(pa.date32()), [DAY], ["2024-02-29"]),
+        (pa.struct([("day", pa.date32())]), {"day": DAY}, {"day": "2024-02-29"}),
+        (pa.map_(pa.string(), pa.date32()), [("day", DAY)], [["day", "2024-02-29"]]),
+        (FILE, {"bytes": b"abc", "path": "a"}, {"bytes": "YWJj", "path": "a"}),
+        (pa.dictionary(pa.int8(), pa.string()), "frog", "frog"),
+        (pa.int64(), 2**62, 2**62),
+        (pa.bool_(), True, True),
+    ],
+    ids=str,
+)
+def test_metadata_become_values_that_json_has(tmp_path: Path, type: pa.DataType, value: Any, metadata: Any) -> None:
+    source = write(tmp_path / "in.parquet", {"id": ["a"], "text": ["A"], "value": pa.array([value], type)})
+    [record], failures = read(source)
+    assert record.metadata == {"value": metadata}
+    assert records_table([record]).num_rows == 1
+    assert not failures
+
+
+@pytest.mark.parametrize("ids", [pa.array([7]), pa.array([b"a"]), pa.array([None], pa.string())])
+def test_an_id_that_is_no_string_is_a_failure_that_names_the_row(tmp_path: Path, ids: pa.Array) -> None:
+    found, [failure] = read(write(tmp_path / "in.parquet", {"id": ids, "text": ["A"]}))
+    assert not found
+    assert failure.source == "in.parquet:row 0"
+    assert failure.message.startswith("a record needs an id")
+
+
+def test_media_of_another_type_are_failures_and_the_others_stay(tmp_path: Path) -> None:
+    columns = {"id": ["a"], "text": pa.array([b"A"]), "image": ["a.png"], "audio": pa.array([[1.0]])}
+    [record], failures = read(write(tmp_path / "in.parquet", columns))
+    assert list(record.media) == ["image"]
+    assert {(failure.id, failure.modality) for failure in failures} == {("a", "text"), ("a", "audio")}
+
+
+def test_rows_and_their_number_decide_a_fingerprint(tmp_path: Path) -> None:
+    columns = {"id": ["a", "b"], "text": ["A", "B"]}
+    before, same, other = (
+        write(tmp_path / f"{number}.parquet", values).units(1)
+        for number, values in enumerate([columns, columns, {**columns, "text": ["A", "X"]}])
+    )
+    assert before == same
+    assert not {unit.fingerprint for unit in before} & {unit.fingerprint for unit in other}
+    assert len({unit.fingerprint for unit in before}) == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"not a Parquet file at all", b'{"id": "a"}\n' * 100])
+def test_a_file_that_is_no_parquet_is_a_usage_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "in.parquet"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match="is no Parquet file"):
+        open_source(path).units(10)
+
+
+def test_a_file_cut_short_is_a_usage_error(tmp_path: Path) -> None:
+    source = write(tmp_path / "in.parquet", {"id": ["a"], "text": ["A"]})
+    source.path.write_bytes(source.path.read_bytes()[:-10])
+    with pytest.raises(UsageError, match="is no Parquet file"):
+        source.units(10)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+from functools import reduce
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from mmembed.moments import Moments, PairMoments
+
+Views = dict[str, NDArray[np.float64]]
+Present = dict[str, NDArray[np.bool_]]
+
+DIMS = {"audio": 2, "image": 4, "text": 3}
+
+
+def data(rows: int, seed: int = 0, share: float = 0.6) -> tuple[Views, Present]:
+    """Views far from the origin, and who has which."""
+    random = np.random.default_rng(seed)
+    views = {name: 1e6 + random.normal(size=(rows, dim)) for name, dim in DIMS.items()}
+    return views, {name: random.random(rows) < share for name in DIMS}
+
+
+def part(views: Views, present: Present, rows: NDArray[np.intp]) -> Moments:
+    return Moments.of(
+        {name: view[rows] for name, view in views.items()}, {name: has[rows] for name, has in present.items()}
+    )
+
+
+def assert_equal(found: Moments, expected: Moments) -> None:
+    assert found.pairs.keys() == expected.pairs.keys()
+    for pair, moments in expected.pairs.items():
+        assert found.pairs[pair].count == moments.count
+        np.testing.assert_allclose(found.pairs[pair].mean_x, moments.mean_x, rtol=1e-12)
+        np.testing.assert_allclose(found.pairs[pair].mean_y, moments.mean_y, rtol=1e-12)
+        scale = max(moments.count, 1)  # of the comoments of standard normal values
+        np.testing.assert_allclose(found.pairs[pair].comoment, moments.comoment, rtol=1e-9, atol=1e-9 * scale)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(0, 60), parts=st.integers(1, 8), seed=st.integers(0, 1000), share=st.sampled_from([0.1, 0.6, 1])
+)
+def test_parts_merged_in_any_order_are_the_whole(rows: int, parts: int, seed: int, share: float) -> None:
+    views, present = data(rows, seed, share)
+    random = np.random.default_rng(seed)
+    owner = random.integers(0, parts, rows)  # some parts may be empty
+    pieces = [part(views, present, np.flatnonzero(owner == k)) for k in random.permutation(parts)]
+    whole = Moments.of(views, present)
+    assert_equal(reduce(Moments.merge, pieces), whole)
+    assert_equal(reduce(lambda right, left: left.merge(right), pieces), whole)
+
+
+def test_far_from_the_origin_merged_comoments_keep_nine_digits() -> None:
+    """Sums of squares would lose them all: 1e6 squared times 10,000 leaves four digits of a deviation of 1."""
+    exact = np.random.default_rng(0).integers(-8, 8, size=(10_000, 2)) / 8.0  # with 1e6 added still exact
+    near, far = (
+        reduce(PairMoments.merge, [PairMoments.of(x[i : i + 37], x[i : i + 37]) for i in range(0, len(x), 37)])
+        for x in (exact, exact + 1e6)
+    )
+    np.testing.assert_allclose(far.comoment, near.comoment, rtol=1e-9)
+    np.testing.assert_allclose(far.mean_x, near.mean_x + 1e6, rtol=1e-15)
+
+
+@pytest.mark.parametrize("a, b", [("image", "text"), ("text", "image"), ("audio", "audio")])
+def test_covariances_are_those_of_numpy_over_the_records_that_have_both(a: str, b: str) -> None:
+    views, present = data(200)
+    moments = Moments.of(views, present)
+    both = present[a] & present[b]
+    expected = np.cov(views[a][both].T, views[b][both].T, bias=True)[: DIMS[a], DIMS[a] :]
+    np.testing.assert_allclose(moments.covariance(a, b), expected, rtol=1e-6, atol=1e-9)
+    assert moments.count(a, b) == both.sum() > 10
+
+
+def test_a_mean_is_over_all_records_that_have_the_modality() -> None:
+    views, present = data(200)
+    moments = Moments.of(views, present)
+    for name in DIMS:
+        np.testing.assert_allclose(moments.mean(name), views[name][present[name]].mean(axis=0), rtol=1e-14)
+        assert moments.count(name, name) == present[name].sum()
+        assert moments.dim(name) == DIMS[name]
+
+
+def test_rows_of_records_that_lack_a_modality_are_not_looked_at() -> None:
+    views, present = data(50)
+    spoilt = {name: np.where(present[name][:, None], view, np.nan) for name, view in views.items()}
+    assert_equal(Moments.of(spoilt, present), Moments.of(views, present))
+
+
+def test_merging_with_nothing_changes_no_bit() -> None:
+    views, present = data(20)
+    whole, nothing = Moments.of(views, present), part(views, present, np.arange(0))
+    for merged in (whole.merge(nothing), nothing.merge(whole)):
+        for pair, moments in whole.pairs.items():
+            assert merged.pairs[pair].comoment.tobytes() == moments.comoment.tobytes()
+
+
+def test_no_records_have_covariances_of_zero() -> None:
+    views, present = data(0)
+    moments = Moments.of(views, present)
+    assert moments.modalities == ["audio", "image", "text"]
+    assert (moments.covariance("text", "image") == np.zeros((3, 4))).all()
+    assert moments.count("text", "image") == 0
+
+
+def test_moments_of_other_modalities_do_not_merge() -> None:
+    views, present = data(5)
+    alone = Moments.of({"image": views["image"]}, {"image": present["image"]})
+    with pytest.raises(ValueError, match=r"don't merge"):
+        Moments.of(views, present).merge(alone)
