@@ -86,7 +86,7 @@ class Moments:
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """As plain arrays under the names `a/b/count`, `a/b/mean_x`, `a/b/mean_y`, `a/b/comoment`."""
         return {
-            f"{a}/{b}/{name}": np.ascontiguousarray(value)
+            f"{a}/{b}/{name}": np.asarray(value, order="C")
             for (a, b), pair in self.pairs.items()
             for name, value in vars(pair).items()
         }

@@ -4,6 +4,7 @@ import logging
 import runpy
 import signal
 import sys
+import threading
 
 if __name__ == "__main__":
     # With a handler in place before Beam is loaded, Beam adds none. A worker's errors reach the launcher as exceptions.
@@ -16,6 +17,7 @@ if __name__ == "__main__":
 
     from mmembed.transforms.processes import hide_lost_connections
 
+    threading.excepthook = hide_lost_connections
     try:
         runpy.run_module("apache_beam.runners.worker.sdk_worker_main", run_name="__main__")
     except RpcError:

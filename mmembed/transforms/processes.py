@@ -27,14 +27,24 @@ def process_environment() -> SubprocessSDKEnvironment:
     return SubprocessSDKEnvironment.from_command_string(f"{shlex.quote(sys.executable)} -m mmembed.worker")
 
 
+def kill_processes() -> None:
+    """Kill all worker processes: after an interruption, which a second one may have kept from ending them."""
+    for process in list(_running):
+        process.kill()
+
+
+_running: set[subprocess.Popen[bytes]] = set()
+
+
 class WatchedProcess(GrpcWorkerHandler):
     """One worker process."""
 
     def __init__(self, command: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
         self._command = shlex.split(command.decode())
-        self._all = vars(grpc_server).setdefault("mmembed_processes", [])  # of this run
-        self._all.append(self)
+        self._closed = threading.Event()
+        self._run: list[WatchedProcess] = vars(grpc_server).setdefault("mmembed_processes", [])
+        self._run.append(self)
 
     def start_worker(self) -> None:
         options = json_format.MessageToDict(self.provision_info.provision_info.pipeline_options)
@@ -47,24 +57,27 @@ class WatchedProcess(GrpcWorkerHandler):
                 "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
             },
         )
+        _running.add(self._process)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        if code := self._process.wait():
-            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-            for process in self._all:
+        code = self._process.wait()
+        _running.discard(self._process)
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+        while code and not self._closed.wait(0.2):  # until then the runner may ask more of it
+            for process in self._run:
                 process.fail(f"WorkerError: a worker process {how}; if memory ran out, use fewer --workers")
 
     def fail(self, message: str) -> None:
         """Answer all that the runner waits for with an error."""
-        futures = self.control_conn._futures_by_id
-        for name in list(futures):
-            if future := futures.pop(name, None):
-                future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=name, error=message))
+        for name, future in list(self.control_conn._futures_by_id.items()):
+            future.set(beam_fn_api_pb2.InstructionResponse(instruction_id=name, error=message))
 
     def close(self) -> None:
-        if self.control_conn._futures_by_id:  # the run failed, and this one still works: nobody waits for it
+        self._closed.set()
+        if self.control_conn._futures_by_id:  # the run failed: nobody waits for what this one still does
             self._process.kill()
+            self.fail("WorkerError: the run has ended")
         super().close()
 
     def stop_worker(self) -> None:

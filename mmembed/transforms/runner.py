@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from mmembed import errors
 from mmembed.engine import Engine
 from mmembed.errors import MmembedError, UsageError
-from mmembed.transforms.processes import hide_lost_connections, process_environment
+from mmembed.transforms.processes import hide_lost_connections, kill_processes, process_environment
 
 # One process a core, each with one thread: more threads than cores are slower, and their number decides the last
 # bits of sums. The malloc settings keep glibc from giving the heap back after each picture.
@@ -73,6 +73,9 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
         with threadpool_limits(1):
             job.run().wait_until_finish()
     except MmembedError:
+        raise
+    except KeyboardInterrupt:
+        kill_processes()
         raise
     except RuntimeError as error:
         # An exception of a worker process arrives as the text of its traceback.

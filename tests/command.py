@@ -1,0 +1,98 @@
+"""The command line in a process of its own, as a user starts it, and what it leaves on disk."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = ("features", "records", "errors", "maps", "embeddings", "index")
+
+# Worker processes, wherever they are started, find the package and the encoders of the tests.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
+
+Result = subprocess.CompletedProcess[str]
+
+
+def arguments(*words: object, python: tuple[str, ...] = ("-m", "mmembed")) -> list[str]:
+    return [sys.executable, *python, *map(str, words)]
+
+
+def mmembed(*words: object, expect: int = 0, python: tuple[str, ...] = ("-m", "mmembed")) -> Result:
+    """Run a command to its end and check its exit code."""
+    command = arguments(*words, python=python)
+    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+    assert result.returncode == expect, f"exit code {result.returncode} of {words}\n{result.stdout}\n{result.stderr}"
+    return result
+
+
+def complaint(result: Result) -> str:
+    """The one line that a failed command says of its failure; nothing of it is a traceback."""
+    lines = [line for line in result.stderr.splitlines() if line.startswith("mmembed")]
+    assert len(lines) == 1, result.stderr
+    assert result.stderr.splitlines()[-1] == lines[0], result.stderr
+    assert "Traceback" not in result.stderr
+    return lines[0]
+
+
+@contextmanager
+def started(*words: object) -> Iterator[subprocess.Popen[str]]:
+    """A command that runs on, in a process group of its own; the group is killed at the end."""
+    process = subprocess.Popen(
+        arguments(*words),
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        kill_group(process.pid)
+        process.communicate()
+
+
+def kill_group(group: int) -> None:
+    try:
+        os.killpg(group, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain for {what}"
+        time.sleep(0.02)
+
+
+def members(group: int) -> dict[int, str]:
+    """The living processes of a group, and their command lines (Linux)."""
+    found = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, pgid = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(pgid) == group and state != "Z":
+                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+        except OSError:
+            continue  # it ended meanwhile
+    return found
+
+
+def content(root: Path, folders: tuple[str, ...] = FOLDERS) -> dict[str, bytes]:
+    """The bytes of all files below some folders of a data set."""
+    paths = [path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file()]
+    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+
+
+def times(root: Path, *folders: str) -> dict[str, int]:
+    """When the files below a data set, or some of its folders, were written."""
+    tops = [root / folder for folder in folders] if folders else [root]
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for top in tops for path in top.rglob("*")}

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from dataset_builder import build, input_space, random_rows
+
+from mmembed.dataset import MANIFEST, STAGES, Dataset, File, Stage, describe
+from mmembed.errors import DatasetError, UsageError
+from mmembed.features import read_records
+from mmembed.shards import checksum
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Dataset:
+    return build(tmp_path, random_rows(6, ["image", "text"], 6))
+
+
+def test_a_data_set_comes_back_from_its_manifest(dataset: Dataset) -> None:
+    assert Dataset.open(dataset.root) == dataset
+    assert list(dataset.stages) == list(STAGES[:4])
+
+
+def test_every_file_of_the_folder_is_in_the_manifest_with_bytes_checksum_and_rows(dataset: Dataset) -> None:
+    names = {path.relative_to(dataset.root).as_posix() for path in dataset.root.rglob("*") if path.is_file()}
+    assert names == {*dataset.files, MANIFEST}
+    for name, file in dataset.files.items():
+        data = (dataset.root / name).read_bytes()
+        assert (file.bytes, file.sha256) == (len(data), checksum(data))
+    assert [file.rows for file in dataset.below("records").values()] == [4, 2]
+    assert dataset.files["maps/fit.json"].rows is None
+
+
+def test_a_manifest_written_again_has_the_same_bytes(dataset: Dataset) -> None:
+    before = (dataset.root / MANIFEST).read_bytes()
+    Dataset.open(dataset.root).save()
+    assert (dataset.root / MANIFEST).read_bytes() == before
+
+
+def test_a_folder_without_a_manifest_is_new_and_can_only_be_opened_as_such(tmp_path: Path) -> None:
+    assert Dataset.open_or_new(tmp_path) == Dataset(tmp_path)
+    assert Dataset.open_or_new(tmp_path / "missing").stages == {}
+    with pytest.raises(UsageError, match=r"holds no data set .* `mmembed build INPUT"):
+        Dataset.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "no valid JSON"),
+        (b"\xff", "no valid JSON"),
+        (b"[]", "format version None"),
+        (b"{}", "format version None"),
+        (b'{"format_version": 2}', "format version 2, this mmembed .* reads 1"),
+        (b'{"format_version": 1}', "lacks what a manifest needs"),
+        (b'{"format_version": 1, "input": "", "config": {}, "stages": {}, "files": {"a": {}}}', "lacks what"),
+        (b'{"format_version": 1, "input": "", "config": {}, "stages": [], "files": {}}', "lacks what"),
+    ],
+)
+def test_a_damaged_manifest_is_a_dataset_error_and_no_new_data_set(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / MANIFEST).write_bytes(content)
+    for opened in (Dataset.open, Dataset.open_or_new):
+        with pytest.raises(DatasetError, match=message):
+            opened(tmp_path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_commit_keeps_the_stages_before_it_and_drops_those_after(dataset: Dataset, stage: str) -> None:
+    place = STAGES.index(stage)
+    changed = dataset.commit(stage, Stage("new", {"folders": [stage]}), {f"{stage}/a": File(1, "x")})
+    assert Dataset.open(dataset.root) == changed
+    assert list(changed.stages) == list(STAGES[: place + 1])
+    assert {name: changed.stages[name] for name in STAGES[:place]} == {n: dataset.stages[n] for n in STAGES[:place]}
+    owned = {folder for name in STAGES[:place] for folder in dataset.stages[name].summary["folders"]}
+    assert set(changed.files) == {p for p in dataset.files if p.split("/")[0] in owned} | {f"{stage}/a"}
+    assert list(changed.files) == sorted(changed.files)
+
+
+def test_a_commit_leaves_the_files_of_later_stages_on_disk(dataset: Dataset) -> None:
+    dataset.commit("fit", dataset.stages["fit"], {})
+    assert (dataset.root / "embeddings/text/part-00001.parquet").exists()
+
+
+def test_a_stage_is_done_with_the_same_fingerprint_and_whole_files(dataset: Dataset) -> None:
+    assert dataset.is_done("extract", "e")
+    assert not dataset.is_done("extract", "other")
+    assert not dataset.is_done("evaluate", "e")
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_stage_with_a_missing_or_shortened_file_is_not_done_and_others_are(dataset: Dataset, damage: Any) -> None:
+    damage(dataset.root / "embeddings/text/part-00001.parquet")
+    assert [stage for stage, mark in zip(STAGES, "efpi") if dataset.is_done(stage, mark)] == ["extract", "fit", "index"]
+    assert dataset.damaged(["embeddings"]) == ["embeddings/text/part-00001.parquet"]
+
+
+def test_a_stage_that_was_not_run_is_a_usage_error_that_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="has no fit yet: run `mmembed fit`"):
+        build(tmp_path, random_rows(2, ["image"], 6), ["image"], until="extract").modalities("fit")
+
+
+def test_a_file_is_read_if_it_is_the_one_of_the_manifest(dataset: Dataset) -> None:
+    path = "records/part-00000.parquet"
+    assert dataset.read(path) == (dataset.root / path).read_bytes()
+    (dataset.root / path).write_bytes(b"other")
+    with pytest.raises(DatasetError, match="its checksum differs"):
+        dataset.read(path)
+    with pytest.raises(DatasetError, match="not in the manifest"):
+        dataset.read("records/part-00007.parquet")
+
+
+def test_tables_come_in_the_order_of_units_and_of_their_own_folder_alone(dataset: Dataset) -> None:
+    found = [(path, table.num_rows) for path, table in dataset.tables("records")]
+    assert found == [("records/part-00000.parquet", 4), ("records/part-00001.parquet", 2)]
+    assert dataset.below("record") == {}
+
+
+def test_modalities_have_the_spaces_that_the_stage_left(dataset: Dataset) -> None:
+    assert dataset.modalities("extract") == {name: input_space(name, 6) for name in ("image", "text")}
+
+
+def test_a_file_without_rows_has_none_in_the_manifest(dataset: Dataset) -> None:
+    assert describe(dataset.root, "maps/fit.json") == dataset.files["maps/fit.json"]
+    written = json.loads((dataset.root / MANIFEST).read_text("utf-8"))
+    assert "rows" not in written["files"]["maps/fit.json"]
+    assert written["files"]["records/part-00000.parquet"] == asdict(dataset.files["records/part-00000.parquet"])
+
+
+def test_records_come_back_as_the_user_gave_them(dataset: Dataset) -> None:
+    ids, records = read_records(dataset, 1)
+    assert ids == ["r004", "r005"]
+    assert records[0] == {"image": "image/r004", "text": "text/r004"}
