@@ -58,7 +58,7 @@ def faulty(manifest: Path, shared: Shared) -> Path:
         folder.mkdir()
         for name in ("images", "sounds"):
             (folder / name).symlink_to(manifest.parent / name)
-        picture = (manifest.parent / "images" / "000001.jpg").read_bytes()
+        picture = min((manifest.parent / "images").glob("*.jpg")).read_bytes()
         (folder / "corrupt.jpg").write_bytes(picture[: len(picture) // 10])
         lines = manifest.read_text("utf-8").splitlines()
         lines[20] = json.dumps(json.loads(lines[20]) | {"image": "corrupt.jpg"})
