@@ -11,7 +11,7 @@ from dataset_builder import build, input_space, random_rows
 from mmembed.dataset import MANIFEST, STAGES, Dataset, File, Stage, describe
 from mmembed.errors import DatasetError, UsageError
 from mmembed.features import read_records
-from mmembed.shards import checksum
+from mmembed.shards import TEMPORARY_SUFFIX, checksum
 
 
 @pytest.fixture
@@ -45,6 +45,21 @@ def test_a_folder_without_a_manifest_is_new_and_can_only_be_opened_as_such(tmp_p
     assert Dataset.open_or_new(tmp_path / "missing").stages == {}
     with pytest.raises(UsageError, match=r"holds no data set .* `mmembed build INPUT"):
         Dataset.open(tmp_path)
+
+
+def test_a_killed_first_run_can_be_gone_on_with(tmp_path: Path) -> None:
+    for folder in ("features", "records", "errors"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / f".dataset.json.x{TEMPORARY_SUFFIX}").touch()
+    assert Dataset.open_or_new(tmp_path).stages == {}
+
+
+def test_a_folder_of_something_else_is_not_built_into(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UsageError, match=r"not empty \(it holds thesis\.tex\): choose another folder"):
+        Dataset.open_or_new(tmp_path)
+    with pytest.raises(UsageError, match="can't build into"):
+        Dataset.open_or_new(tmp_path / "thesis.tex")
 
 
 @pytest.mark.parametrize(

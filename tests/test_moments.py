@@ -110,3 +110,15 @@ def test_moments_of_other_modalities_do_not_merge() -> None:
     alone = Moments.of({"image": views["image"]}, {"image": present["image"]})
     with pytest.raises(ValueError, match=r"don't merge"):
         Moments.of(views, present).merge(alone)
+
+
+def test_moments_come_back_from_plain_arrays_to_the_last_bit() -> None:
+    moments = Moments.of(*data(20))
+    arrays = moments.to_arrays()
+    assert all(array.flags.c_contiguous for array in arrays.values())
+    read = Moments.from_arrays(arrays)
+    assert read.pairs.keys() == moments.pairs.keys()
+    for pair, expected in moments.pairs.items():
+        assert read.pairs[pair].count == expected.count and type(read.pairs[pair].count) is int
+        for name in ("mean_x", "mean_y", "comoment"):
+            assert getattr(read.pairs[pair], name).tobytes() == getattr(expected, name).tobytes()

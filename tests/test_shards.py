@@ -22,6 +22,7 @@ from mmembed.shards import (
     read_checked,
     read_footer,
     read_table,
+    remove_temporaries,
     shard_path,
     write_bytes,
     write_json,
@@ -92,6 +93,9 @@ def test_a_killed_writer_leaves_no_file_under_the_final_name(tmp_path: Path) -> 
     assert done.returncode == -signal.SIGKILL
     [left] = tmp_path.iterdir()
     assert left.name.startswith(".a.bin.") and left.name.endswith(TEMPORARY_SUFFIX)
+    write_bytes(tmp_path / "b.bin", b"x")
+    remove_temporaries(tmp_path)
+    assert files(tmp_path) == {"b.bin": b"x"}
 
 
 def test_the_file_reaches_the_disk_before_its_name_and_the_name_before_the_end(

@@ -32,7 +32,7 @@ class ReadRecords(beam.PTransform):
     source: Source
 
     def expand(self, units: beam.PCollection[Unit]) -> beam.PCollection[Element]:
-        return units | beam.Map(self._read)
+        return units | "Read" >> beam.Map(self._read)
 
     def _read(self, unit: Unit) -> Element:
         records, failures = self.source.read(unit)
@@ -48,7 +48,7 @@ class SegmentRecords(beam.PTransform):
     modalities: Mapping[str, Modality]
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[Element]:
-        return batches | beam.FlatMap(self._segment)
+        return batches | "Segment" >> beam.FlatMap(self._segment)
 
     def _segment(self, element: Element) -> Iterator[Element]:
         unit, records = element
@@ -64,7 +64,10 @@ class NormalizeSegments(beam.PTransform):
     modalities: Mapping[str, Modality]
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[Element]:
-        return batches | beam.MapTuple(lambda unit, batch: (unit, normalize_segments(batch, self.modalities)))
+        return batches | "Normalize" >> beam.MapTuple(self._normalize)
+
+    def _normalize(self, unit: Unit, batch: Batch) -> Element:
+        return unit, normalize_segments(batch, self.modalities)
 
 
 @beam.typehints.with_input_types(Element)
@@ -76,7 +79,7 @@ class EncodeSegments(beam.PTransform):
     encoders: Mapping[str, Encoder]
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[Element]:
-        return batches | beam.ParDo(_Encode(self.encoders))
+        return batches | "Encode" >> beam.ParDo(_Encode(self.encoders))
 
 
 @dataclass
@@ -107,7 +110,7 @@ class WriteFeatures(beam.PTransform):
     fingerprint: str
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[int]:
-        return batches | beam.ParDo(_Write(self.root, self.dims, self.fingerprint))
+        return batches | "Write" >> beam.ParDo(_Write(self.root, self.dims, self.fingerprint))
 
 
 @dataclass

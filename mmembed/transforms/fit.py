@@ -28,7 +28,7 @@ class AccumulateMoments(beam.PTransform):
     accumulate: Callable[[int, tuple[int, ...]], str]
 
     def expand(self, blocks: beam.PCollection[Block]) -> beam.PCollection[str]:
-        return blocks | beam.MapTuple(self.accumulate)
+        return blocks | "Accumulate" >> beam.MapTuple(self.accumulate)
 
 
 class MergeMoments(beam.CombineFn):
@@ -76,6 +76,6 @@ class FitMaps(beam.PTransform):
         return (
             blocks
             | AccumulateMoments(self.accumulate)
-            | beam.CombineGlobally(MergeMoments(self.read)).without_defaults()  # shuffles a few file names
-            | beam.FlatMap(self.write)
+            | "Merge" >> beam.CombineGlobally(MergeMoments(self.read)).without_defaults()  # shuffles a few file names
+            | "Write" >> beam.FlatMap(self.write)
         )

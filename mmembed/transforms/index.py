@@ -21,7 +21,7 @@ class BuildIndex(beam.PTransform):
     build: Callable[[str], None]
 
     def expand(self, modalities: beam.PCollection[str]) -> beam.PCollection[str]:
-        return modalities | beam.Map(self._build)
+        return modalities | "Build" >> beam.Map(self._build)
 
     def _build(self, modality: str) -> str:
         self.build(modality)

@@ -21,7 +21,7 @@ class ProjectFeatures(beam.PTransform):
     project: Callable[[int], None]
 
     def expand(self, units: beam.PCollection[int]) -> beam.PCollection[int]:
-        return units | beam.Map(self._project)
+        return units | "Project" >> beam.Map(self._project)
 
     def _project(self, unit: int) -> int:
         self.project(unit)

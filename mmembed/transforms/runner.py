@@ -72,8 +72,8 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     try:
         with threadpool_limits(1):
             job.run().wait_until_finish()
-    except MmembedError:
-        raise
+    except MmembedError as error:
+        raise type(error)(_without_place(str(error))) from error
     except KeyboardInterrupt:
         kill_processes()
         raise
@@ -82,11 +82,16 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
         raise _from_traceback(stage, str(error)) from error
 
 
+def _without_place(message: str) -> str:
+    """A message without the name of the transform, which Beam appends and which tells the user nothing."""
+    return message.partition(" [while running ")[0]
+
+
 def _from_traceback(stage: str, text: str) -> MmembedError:
     lines = [line for line in text.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", line)]
     last = lines[-1] if lines else text.strip().splitlines()[-1]
     name, _, message = last.partition(": ")
     kind = getattr(errors, name.removeprefix("mmembed.errors."), None)
     if isinstance(kind, type) and issubclass(kind, MmembedError):
-        return kind(re.sub(r" \[while running .*$", "", message))
+        return kind(_without_place(message))
     return MmembedError(f"{stage} stopped: {last}. What was finished is kept: run the same command again to go on")
