@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmembed.encoders import Encoder, resolve
 from mmembed.errors import UsageError
-from mmembed.modalities import Modality
+from mmembed.modalities import Modality, option
 from mmembed.modalities.audio import Audio
 from mmembed.modalities.image import Image
 from mmembed.modalities.text import Text
@@ -22,21 +22,17 @@ def _require(condition: bool, name: str, value: Any, rule: str) -> None:
         raise UsageError(f"{name} = {value!r}: must be {rule}")
 
 
-def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
-
-
 @dataclass(frozen=True)
 class ExtractConfig:
     """How raw records become features."""
 
-    unit_records: int = _option(256, "records of one unit of work, and rows of one file")
+    unit_records: int = option(256, "records of one unit of work, and rows of one file")
     image: Image = Image()
     text: Text = Text()
     audio: Audio = Audio()
-    image_encoder: str = _option("builtin", "builtin, or module:Class of your own")
-    text_encoder: str = _option("builtin", "builtin, or module:Class of your own")
-    audio_encoder: str = _option("builtin", "builtin, or module:Class of your own")
+    image_encoder: str = option("builtin", "builtin, or module:Class of your own")
+    text_encoder: str = option("builtin", "builtin, or module:Class of your own")
+    audio_encoder: str = option("builtin", "builtin, or module:Class of your own")
 
     def __post_init__(self) -> None:
         _require(self.unit_records >= 1, "unit_records", self.unit_records, "at least 1")
@@ -46,10 +42,10 @@ class ExtractConfig:
 class FitConfig:
     """How features become maps."""
 
-    dim: int = _option(128, "dimension of the shared space, at most; fewer where the data carries fewer")
-    holdout: float = _option(0.1, "share of the records that is never fitted and serves the evaluation")
-    group_column: str = _option("", "a key of the records; equal values stay on one side of the split")
-    maps: str = _option("", "use the maps of this other data set instead of fitting")
+    dim: int = option(128, "dimension of the shared space, at most; fewer where the data carries fewer")
+    holdout: float = option(0.1, "share of the records that is never fitted and serves the evaluation")
+    group_column: str = option("", "a key of the records; equal values stay on one side of the split")
+    maps: str = option("", "use the maps of this other data set instead of fitting")
 
     def __post_init__(self) -> None:
         _require(self.dim >= 1, "dim", self.dim, "at least 1")
@@ -60,7 +56,7 @@ class FitConfig:
 class ProjectConfig:
     """How embeddings are stored."""
 
-    dtype: str = _option("float32", "float32, or float16 for half the bytes")
+    dtype: str = option("float32", "float32, or float16 for half the bytes")
 
     def __post_init__(self) -> None:
         _require(self.dtype in ("float32", "float16"), "dtype", self.dtype, "float32 or float16")

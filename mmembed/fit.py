@@ -143,6 +143,8 @@ def fit_maps(
 ) -> tuple[dict[str, LinearMap], dict[str, Any]]:
     """Maps by modality into one space of at most `dim` dimensions, and how they came about.
 
+    The last bits depend on the number of BLAS threads, which pipelines set to one (`threadpoolctl`).
+
     Args:
         folds: moments of disjoint training records.
 
@@ -173,18 +175,20 @@ def fit_maps(
             f"{', '.join(modalities)} and leaves some to the others: give more records, or a --group-column with more "
             "values"
         )
-    ridges, trials = _choose_ridges(sides, counts, dim)
-    rho = _spectrum(sides, counts, ridges, dim)
+    ridges, trials = _choose_ridges(sides, counts)
+    rho = _spectrum(sides, counts, ridges)
     if not (rho > 0).any():
         raise UsageError(
             f"the modalities show nothing in common: of what was learned from {sum(counts.values())} pairs, nothing "
             "holds in the records that were not fitted. Give more pairs, or see whether ids and media go together"
         )
-    directions = _Whitening.of(total, scales).directions(ridges, min(dim, int((rho > 0).sum())))
-    output = Space("mmembed", version[:16], next(iter(directions.values())).shape[1])
+    # Nothing above depends on `dim`: the rows of a smaller map are the first rows of a larger one.
+    directions = _Whitening.of(total, scales).directions(ridges, int((rho > 0).sum()))
+    output = Space("mmembed", version[:16], min(dim, next(iter(directions.values())).shape[1]))
     weights = np.sqrt(rho[: output.dim])
     maps = {
-        name: _map(directions[name] * weights, total, name, scales[name], spaces[name], output) for name in modalities
+        name: _map(directions[name][:, : output.dim] * weights, total, name, scales[name], spaces[name], output)
+        for name in modalities
     }
     report = {
         "method": "regularized multi-view CCA, directions weighted by cross-validated correlation",
@@ -236,8 +240,8 @@ class _Whitening:
             {(a, b): moments.count(a, b) / max(most, 1) for a, b in pairs},
         )
 
-    def directions(self, ridges: Ridges, dim: int) -> dict[str, Matrix]:
-        """The top directions (d, k <= dim) of each modality, for standardized features, of unit variance."""
+    def directions(self, ridges: Ridges, most: int) -> dict[str, Matrix]:
+        """The top directions (d, k <= most) of each modality, for standardized features, of unit variance."""
         from scipy.linalg import eigh
 
         roots = {name: 1 / np.sqrt(values + ridges[name] * self.mean[name]) for name, values in self.values.items()}
@@ -247,7 +251,7 @@ class _Whitening:
         for (a, b), cross in self.cross.items():
             block[place[a], place[b]] = self.weights[a, b] * roots[a][:, None] * cross * roots[b]
             block[place[b], place[a]] = block[place[a], place[b]].T
-        count = min(dim, *(len(values) for values in self.values.values()))
+        count = min(most, *(len(values) for values in self.values.values()))
         _, vectors = eigh(block, subset_by_index=[ends[-1] - count, ends[-1] - 1])
         vectors = vectors[:, ::-1]
         vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), range(count)] < 0, -1, 1)
@@ -271,7 +275,7 @@ class _Side:
 
 
 def _choose_ridges(
-    sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], dim: int
+    sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]
 ) -> tuple[Ridges, list[dict[str, Any]]]:
     """The ridges with the most held-out information: first one for all, then a walk to better neighbours."""
     trials: dict[tuple[float, ...], float] = {}
@@ -280,7 +284,7 @@ def _choose_ridges(
     def information(steps: tuple[int, ...]) -> float:
         ridges = tuple(RIDGES[step] for step in steps)
         if ridges not in trials:
-            trials[ridges] = _information(sides, counts, dict(zip(names, ridges, strict=True)), dim)
+            trials[ridges] = _information(sides, counts, dict(zip(names, ridges, strict=True)))
         return trials[ridges]
 
     best = max(((step,) * len(names) for step in range(len(RIDGES))), key=information)
@@ -302,25 +306,27 @@ def _choose_ridges(
     return dict(zip(names, (RIDGES[step] for step in best), strict=True)), report
 
 
-def _information(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], ridges: Ridges, dim: int) -> float:
+def _information(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], ridges: Ridges) -> float:
     """Mutual information of held-out canonical variates in nats, -1/2 sum log(1 - rho^2), over the directions whose
     correlation stands above its noise; pairs of modalities count by their records."""
     value = 0.0
-    for pair, rho in _held_out(sides, ridges, min(dim, _TRIAL_DIRECTIONS)).items():
+    for pair, rho in _held_out(sides, ridges, _TRIAL_DIRECTIONS).items():
         sure = np.clip(rho[rho > 2 / np.sqrt(max(counts[pair], 1))], 0, _MAX_CORRELATION)
         value -= counts[pair] / max(counts.values()) * 0.5 * float(np.log1p(-(sure**2)).sum())
     return value
 
 
-def _spectrum(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], ridges: Ridges, dim: int) -> Matrix:
+def _spectrum(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], ridges: Ridges) -> Matrix:
     """Held-out correlation of each direction, mean of the pairs of modalities by their records, made non-increasing."""
-    rho = sum(counts[pair] * values for pair, values in _held_out(sides, ridges, dim).items()) / sum(counts.values())
+    rho = sum(counts[pair] * values for pair, values in _held_out(sides, ridges, _TRIAL_COMPONENTS).items()) / sum(
+        counts.values()
+    )
     return np.clip(_non_increasing(np.asarray(rho)), 0, _MAX_CORRELATION)
 
 
-def _held_out(sides: Sequence[_Side], ridges: Ridges, dim: int) -> dict[tuple[str, str], Matrix]:
+def _held_out(sides: Sequence[_Side], ridges: Ridges, count: int) -> dict[tuple[str, str], Matrix]:
     """By pair of modalities, the correlation (k,) of each direction in the fold not fitted; mean of the folds."""
-    found = [_fold_correlations(side, side.fitted.directions(ridges, dim)) for side in sides]
+    found = [_fold_correlations(side, side.fitted.directions(ridges, count)) for side in sides]
     size = min(len(values) for fold in found for values in fold.values())
     return {pair: np.mean([fold[pair][:size] for fold in found], axis=0) for pair in found[0]}
 
@@ -345,8 +351,9 @@ def _scales(moments: Moments, name: str) -> Matrix:
 
 
 def _paired(moments: Moments) -> list[str]:
-    """The modalities that come together with another one in enough records."""
-    pairs = [pair for pair in combinations(moments.modalities, 2) if moments.count(*pair) >= _MIN_PAIRS]
+    """The modalities that come together with another one in enough records, those with dead features only left out."""
+    alive = [name for name in moments.modalities if np.isfinite(_scales(moments, name)).any()]
+    pairs = [pair for pair in combinations(alive, 2) if moments.count(*pair) >= _MIN_PAIRS]
     return sorted({name for pair in pairs for name in pair})
 
 

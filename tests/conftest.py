@@ -61,8 +61,8 @@ def faulty(manifest: Path, shared: Shared) -> Path:
         picture = min((manifest.parent / "images").glob("*.jpg")).read_bytes()
         (folder / "corrupt.jpg").write_bytes(picture[: len(picture) // 10])
         lines = manifest.read_text("utf-8").splitlines()
-        lines[20] = json.dumps(json.loads(lines[20]) | {"image": "corrupt.jpg"})
-        lines[40] = json.dumps(json.loads(lines[40]) | {"audio": "missing.flac"})
+        lines[21] = json.dumps(json.loads(lines[21]) | {"image": "corrupt.jpg"})
+        lines[41] = json.dumps(json.loads(lines[41]) | {"audio": "missing.flac"})
         lines.insert(60, BROKEN_LINE)
         (folder / "manifest.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
 

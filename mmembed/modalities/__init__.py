@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import field
 from typing import Any, ClassVar, Protocol
 
 from mmembed.types import Media, Span
+
+
+def option(default: Any, help: str) -> Any:
+    """A field of a configuration: its default, and what the command line says of it."""
+    return field(default=default, metadata={"help": help})
 
 
 class Modality(Protocol):

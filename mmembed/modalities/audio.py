@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmembed.errors import DecodeError, UsageError
+from mmembed.modalities import option
 from mmembed.types import Media, Span
 
 if TYPE_CHECKING:
@@ -54,9 +55,9 @@ class Audio:
     """
 
     name: ClassVar[str] = "audio"
-    sample_rate: int = 16_000
-    window: float = 10.0
-    hop: float = 0.0
+    sample_rate: int = option(16_000, "Hz of the segments")
+    window: float = option(10.0, "seconds of a segment; 0: the whole sound is one segment, held in memory")
+    hop: float = option(0.0, "seconds from the start of a window to that of the next; 0: as long as the window")
 
     def __post_init__(self) -> None:
         if not 4_000 <= self.sample_rate <= 192_000:

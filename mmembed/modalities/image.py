@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmembed.errors import DecodeError, UsageError
+from mmembed.modalities import option
 from mmembed.types import Media, Span
 
 if TYPE_CHECKING:
@@ -83,9 +84,9 @@ class Image:
             "" for none.
     """
 
-    size: int = 128
-    fit: str = "letterbox"
-    tiles: str = ""
+    size: int = option(128, "side in pixels of the square that encoders get")
+    fit: str = option("letterbox", "letterbox pads a picture with white to a square, crop takes its middle")
+    tiles: str = option("", "RxC: the tiles of a grid of R rows and C columns are further segments, like 2x3")
 
     name: ClassVar[str] = "image"
 

@@ -11,6 +11,7 @@ from itertools import islice
 from typing import ClassVar, NamedTuple
 
 from mmembed.errors import DecodeError, ReadError, UsageError
+from mmembed.modalities import option
 from mmembed.types import Media, Span
 
 LONGEST_WORD = 64
@@ -48,8 +49,8 @@ class Text:
 
     name: ClassVar[str] = "text"
 
-    words: int = 0
-    overlap: int = 0
+    words: int = option(0, "the most words of a segment, cut on sentence borders; 0: a text is one segment")
+    overlap: int = option(0, "how many words a segment repeats of the one before it")
 
     def __post_init__(self) -> None:
         if self.words < 0:

@@ -80,6 +80,8 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     except RuntimeError as error:
         # An exception of a worker process arrives as the text of its traceback.
         raise _from_traceback(stage, str(error)) from error
+    except Exception as error:
+        raise _from_traceback(stage, f"{type(error).__name__}: {error}") from error
 
 
 def _without_place(message: str) -> str:
@@ -87,11 +89,13 @@ def _without_place(message: str) -> str:
     return message.partition(" [while running ")[0]
 
 
-def _from_traceback(stage: str, text: str) -> MmembedError:
+def _from_traceback(stage: str, text: str) -> BaseException:
     lines = [line for line in text.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", line)]
-    last = lines[-1] if lines else text.strip().splitlines()[-1]
+    last = _without_place(lines[-1] if lines else text.strip().splitlines()[-1])
     name, _, message = last.partition(": ")
+    if name == "KeyboardInterrupt":  # it met a step that ran in this process
+        return KeyboardInterrupt()
     kind = getattr(errors, name.removeprefix("mmembed.errors."), None)
     if isinstance(kind, type) and issubclass(kind, MmembedError):
-        return kind(_without_place(message))
+        return kind(message)
     return MmembedError(f"{stage} stopped: {last}. What was finished is kept: run the same command again to go on")
