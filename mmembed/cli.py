@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -16,7 +16,6 @@ import mmembed
 from mmembed.errors import MmembedError, UsageError
 
 if TYPE_CHECKING:
-    from mmembed.dataset import Dataset
     from mmembed.types import Neighbour
 
 _EXIT_USAGE, _EXIT_FAILED, _EXIT_INTERRUPTED = 2, 1, 130
@@ -27,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own, beam_flags = _split(list(sys.argv[1:] if arguments is None else arguments))
     options = _parser().parse_args(own)
     options.beam_flags = beam_flags
+    if beam_flags and "workers" not in options:
+        return _fail("this command runs no pipeline: it takes no flags for Beam after `--`", _EXIT_USAGE)
     logging.basicConfig(level=logging.ERROR, format="mmembed: %(message)s")  # Beam warns of what nobody here uses
     try:
         return int(options.run(options))
@@ -88,13 +89,13 @@ def _parser() -> argparse.ArgumentParser:
         ("fit", ("fit",), "Features to maps."),
         ("project", ("project",), "Features to embeddings."),
         ("index", (), "Embeddings to an index."),
-        ("evaluate", (), "Retrieval between all modalities, on held-out records."),
     ):
         made = command(name, _later_stage, help)
         made.set_defaults(stage=name)
         _stage_arguments(made, sections)
 
     for name, run, help in (
+        ("evaluate", _evaluate, "Retrieval between all modalities, on held-out records."),
         ("info", _info, "What a data set holds."),
         ("verify", _verify, "Check every file of a data set."),
     ):
@@ -118,7 +119,10 @@ def _stage_arguments(parser: argparse.ArgumentParser, sections: Sequence[str]) -
 
     parser.add_argument("root", metavar="OUT", type=Path)
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one a core)")
-    parser.add_argument("--config", type=Path, metavar="FILE.toml", help="flags as keys of tables [extract], [fit], …")
+    parser.set_defaults(sections=sections)
+    if sections:
+        tables = ", ".join(f"[{section}]" for section in sections)
+        parser.add_argument("--config", type=Path, metavar="FILE.toml", help=f"flags as keys of the tables {tables}")
     for section in sections:
         _field_arguments(parser.add_argument_group(section), getattr(Config(), section), section, "")
     parser.epilog = "Flags for Beam itself follow after `--`, for instance `-- --runner=DataflowRunner …`."
@@ -142,12 +146,16 @@ def _field_arguments(group: argparse._ArgumentGroup, config: Any, path: str, pre
 
 
 def _config(options: argparse.Namespace, stored: dict[str, Any] | None = None) -> Any:
-    """Flags over the configuration file over what the data set was built with over the defaults."""
+    """Flags over the configuration file over what the data set was built with over the defaults.
+
+    Of a file, only the tables of this command's stages count: the others were built as the manifest says.
+    """
     from mmembed.config import Config, from_file, from_json
 
     config = from_json(Config(), stored or {})
-    if options.config:
-        config = from_file(options.config, config)
+    if options.sections and options.config:
+        from_the_file = from_file(options.config, config)
+        config = replace(config, **{section: getattr(from_the_file, section) for section in options.sections})
     given: dict[str, Any] = {}
     for path, value in vars(options).items():
         if "." in path and value is not MISSING:
@@ -167,6 +175,10 @@ def _cores() -> int:
 def _engine(options: argparse.Namespace) -> Any:
     from mmembed.engine import Engine
 
+    if options.beam_flags:
+        from mmembed.transforms import check_beam_flags
+
+        check_beam_flags(options.beam_flags)
     return Engine(options.workers, options.beam_flags)
 
 
@@ -202,16 +214,18 @@ def _later_stage(options: argparse.Namespace) -> int:
 
     dataset = Dataset.open(options.root)
     config = _config(options, dict(dataset.config))
-    dataset = getattr(stages, options.stage)(dataset, config, _engine(options))
-    if options.stage == "evaluate":
-        print(_evaluation(dataset))
+    getattr(stages, options.stage)(dataset, config, _engine(options))
     return 0
 
 
-def _evaluation(dataset: Dataset) -> str:
+def _evaluate(options: argparse.Namespace) -> int:
+    from mmembed import stages
+    from mmembed.dataset import EVALUATION, Dataset
     from mmembed.evaluate import format_table
 
-    return format_table(json.loads(dataset.read("evaluation.json")))
+    dataset = stages.evaluate(Dataset.open(options.root))
+    print(format_table(json.loads(dataset.read(EVALUATION))))
+    return 0
 
 
 def _info(options: argparse.Namespace) -> int:

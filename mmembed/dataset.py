@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,13 +14,19 @@ import pyarrow as pa
 
 import mmembed
 from mmembed.errors import DatasetError, UsageError
-from mmembed.shards import TEMPORARY_SUFFIX, checksum, read_checked, read_table, write_json
+from mmembed.shards import TEMPORARY_SUFFIX, read_checked, read_table, write_json
 from mmembed.types import Space
 
 FORMAT_VERSION = 1
 MANIFEST = "dataset.json"
-FIRST_FOLDERS = ("features", "records", "errors")
-"""Of the first stage: all that there is before the first manifest."""
+CARD = "README.md"
+EVALUATION = "evaluation.json"
+
+_OWN = re.compile(
+    r"((records|errors|(features|embeddings)/[^/]+)/part-\d{5,}\.parquet"
+    r"|maps/([^/]+\.safetensors|fit\.json|moments/block-\d{5}\.safetensors)"
+    r"|index/([^/]+\.faiss|index\.json))"
+)
 
 STAGES = ("extract", "fit", "project", "index", "evaluate")
 
@@ -96,32 +104,50 @@ class Dataset:
         """The data set in a folder; an empty one if the folder is empty, missing, or holds a killed first run.
 
         Raises:
-            UsageError: the folder can't be made, or holds something else: building removes what it does not know.
+            UsageError: the folder can't be made, or holds something else.
         """
         try:
             root.mkdir(parents=True, exist_ok=True)
-            names = {path.name for path in root.iterdir() if not path.name.endswith(TEMPORARY_SUFFIX)}
+            if (root / MANIFEST).exists():
+                return cls.open(root)
+            other = min((path for path in root.rglob("*") if path.is_file() and not is_own(root, path)), default=None)
         except OSError as error:
             raise UsageError(f"can't build into {root}: {error.strerror}") from error
-        if MANIFEST in names:
-            return cls.open(root)
-        if names - set(FIRST_FOLDERS):
-            other = sorted(names - set(FIRST_FOLDERS))[0]
-            raise UsageError(f"{root} is no data set and not empty (it holds {other}): choose another folder")
+        if other:
+            raise UsageError(
+                f"{root} is no data set and not empty (it holds {other.relative_to(root)}): choose another folder"
+            )
         return cls(root)
 
-    def commit(self, stage: str, value: Stage, files: Mapping[str, File], **changes: Any) -> Dataset:
-        """This data set with a stage done, written to disk.
+    def begin(self, stage: str) -> Dataset:
+        """This data set before a stage, written to disk: whatever happens until its commit, nobody takes what the
+        stage and those after it left earlier for what is there now. Their files stay, and serve where they fit."""
+        if stage not in self.stages and not self._later(stage):
+            return self
+        for path in (CARD, EVALUATION):
+            if path in self.files:
+                (self.root / path).unlink(missing_ok=True)
+        dataset = replace(self, **self._before(stage))
+        dataset.save()
+        return dataset
 
-        The stages after it are no longer done, for they were made from what was there before: a search never
-        mixes the old and the new. Their files stay on disk, and serve where they turn out to be the same.
-        """
-        earlier = {name: self.stages[name] for name in STAGES[: STAGES.index(stage)] if name in self.stages}
-        folders = [folder for done in earlier.values() for folder in done.summary["folders"]]
-        kept = {path: file for path, file in self.files.items() if path.split("/")[0] in folders}
+    def _later(self, stage: str) -> list[str]:
+        return [name for name in STAGES[STAGES.index(stage) + 1 :] if name in self.stages]
+
+    def _before(self, stage: str) -> dict[str, Any]:
+        """Stages and files of the stages before one."""
+        stages = {name: self.stages[name] for name in STAGES[: STAGES.index(stage)] if name in self.stages}
+        folders = [folder for done in stages.values() for folder in done.summary["folders"]]
+        files = {path: file for path, file in self.files.items() if path.split("/")[0] in folders}
+        return {"stages": stages, "files": files}
+
+    def commit(self, stage: str, value: Stage, files: Mapping[str, File], **changes: Any) -> Dataset:
+        """This data set with a stage done, and those after it not, written to disk."""
+        earlier = self._before(stage)
+        kept = earlier["files"]
         dataset = replace(
             self,
-            stages={**earlier, stage: value},
+            stages={**earlier["stages"], stage: value},
             files=dict(sorted({**kept, **files}.items())),
             **changes,
         )
@@ -193,8 +219,15 @@ class Dataset:
 
 def describe(root: Path, path: str, rows: int | None = None) -> File:
     """A file on disk as the manifest is to know it."""
-    data = (root / path).read_bytes()
-    return File(len(data), checksum(data), rows)
+    with (root / path).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return File(file.tell(), digest.hexdigest(), rows)
+
+
+def is_own(root: Path, path: Path) -> bool:
+    """Whether a file below a data set has a name that stages write: no other is ever removed."""
+    name = path.relative_to(root).as_posix()
+    return bool(_OWN.fullmatch(name)) or name.endswith(TEMPORARY_SUFFIX)
 
 
 def _size(path: Path) -> int | None:

@@ -31,11 +31,13 @@ def write_unit(
     dims: Mapping[str, int],
     configuration: str,
 ) -> None:
-    """Write a unit's files: features by modality, errors if there are any, and last the records.
+    """Write a unit's files: features by modality, errors if there are any, and last the records: the unit's receipt.
 
-    The file of records is the unit's receipt: where it is there with the right fingerprint, the others are too.
+    What another configuration left is gone first, so that no receipt ever stands above files that it does not mean.
     """
     number, mark = unit.number, {"fingerprint": unit_fingerprint(unit, configuration)}
+    for folder in ("records", "errors"):
+        (root / shard_path(folder, number)).unlink(missing_ok=True)
     for name, items in segments.items():
         write_table(root / shard_path(f"features/{name}", number), features_table(items, dims[name]), mark)
     if failures:
@@ -54,11 +56,13 @@ def write_unit(
 
 
 def read_receipt(root: Path, unit: Unit, configuration: str) -> dict[str, Any] | None:
-    """The receipt of a unit that is done with this configuration, None of any other."""
+    """The receipt of a unit whose files are all there and of this configuration, None of any other."""
+    mark = unit_fingerprint(unit, configuration)
     receipt = read_footer(root / shard_path("records", unit.number))
-    if receipt is None or receipt["fingerprint"] != unit_fingerprint(unit, configuration):
+    if receipt is None or receipt["fingerprint"] != mark:
         return None
-    return receipt
+    footers = [read_footer(root / path) for path in unit_files(unit.number, receipt)]
+    return receipt if all(footer and footer["fingerprint"] == mark for footer in footers) else None
 
 
 def unit_files(number: int, receipt: Mapping[str, Any]) -> dict[str, int]:

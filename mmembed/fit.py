@@ -38,6 +38,9 @@ from mmembed.types import Space
 Matrix = NDArray[np.float64]
 Ridges = dict[str, float]
 
+VERSION = "1"
+"""Of the way maps are learned: a change of it needs another one, so that maps of both never count as one space."""
+
 FOLDS = 5
 MOMENTS = "maps/moments"
 """Where blocks leave their moments until they are merged; not part of the data set."""

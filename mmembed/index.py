@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -24,15 +25,16 @@ def index_path(modality: str) -> str:
     return f"index/{modality}.faiss"
 
 
-def build_index(vectors: NDArray[np.float32]) -> bytes:
-    """A serialized IndexFlatIP over vectors (n, k): every query is compared with every row, so nothing is lost.
+def build_index(blocks: Iterable[NDArray[np.float32]], dim: int) -> bytes:
+    """A serialized IndexFlatIP over blocks of vectors (n, dim): every query is compared with every row.
 
-    The bytes depend on the vectors alone. At the peak about four times the vectors are in memory.
+    The bytes depend on the vectors alone. One block and the index are in memory, and at the end the index twice more.
     """
     import faiss
 
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(np.ascontiguousarray(vectors, dtype=np.float32))
+    index = faiss.IndexFlatIP(dim)
+    for vectors in blocks:
+        index.add(np.ascontiguousarray(vectors, dtype=np.float32))
     data: bytes = faiss.serialize_index(index).tobytes()
     return data
 
@@ -81,9 +83,8 @@ def build_modality(dataset: Dataset, modality: str) -> tuple[bytes, dict[str, An
     Raises:
         DatasetError: an embeddings file is missing or changed.
     """
-    empty = np.empty((0, dataset.modalities("project")[modality].dim), np.float32)
-    blocks = [vectors_from_arrow(table["embedding"]) for _, table in dataset.tables(f"embeddings/{modality}")]
-    return build_index(np.concatenate([empty, *blocks])), index_entry(dataset, modality)
+    blocks = (vectors_from_arrow(table["embedding"]) for _, table in dataset.tables(f"embeddings/{modality}"))
+    return build_index(blocks, dataset.modalities("project")[modality].dim), index_entry(dataset, modality)
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,8 @@ def read_table(data: bytes) -> pa.Table:
 def read_footer(path: Path) -> dict[str, Any] | None:
     """What `write_table` put into the footer; None where there is no such file or it is not one of ours."""
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        with path.open("rb") as file:  # a name given to pyarrow may be taken for a URL
+            metadata = pq.read_metadata(file).metadata or {}
     except (OSError, pa.ArrowInvalid):
         return None
     footer = metadata.get(_FOOTER_KEY)
@@ -104,10 +105,10 @@ def read_checked(path: Path, sha256: str) -> bytes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise DatasetError(f"can't read {path}: {error.strerror}; build the data set again") from error
+        raise DatasetError(f"can't read {path}: {error.strerror}; build again") from error
     if checksum(data) != sha256:
         raise DatasetError(
-            f"{path} is not the file that dataset.json names (its checksum differs): build the data set again"
+            f"{path} is not the file that dataset.json names (its checksum differs): delete it and build again"
         )
     return data
 

@@ -6,6 +6,7 @@ Nothing here loads Beam before a stage really has something to do.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmembed.card import dataset_card
-from mmembed.config import Config, modalities, to_json
-from mmembed.dataset import FIRST_FOLDERS, FORMAT_VERSION, Dataset, Stage, describe
+from mmembed.config import Config, FitConfig, from_json, modalities, to_json
+from mmembed.dataset import CARD, EVALUATION, FORMAT_VERSION, Dataset, Stage, describe, is_own
 from mmembed.engine import Engine
 from mmembed.errors import MmembedError, UsageError
 from mmembed.features import read_receipt, unit_files
@@ -41,11 +42,12 @@ def say(line: str) -> None:
 
 def build(input: Path, root: Path, config: Config, engine: Engine) -> Dataset:
     """All stages in a row; each is skipped where nothing that goes into it has changed."""
+    config = with_maps(config)
     dataset = extract(input, Dataset.open_or_new(root), config, engine)
     dataset = fit(dataset, config, engine)
     dataset = project(dataset, config, engine)
     dataset = index(dataset, config, engine)
-    return evaluate(dataset, config, engine)
+    return evaluate(dataset)
 
 
 def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Dataset:
@@ -61,12 +63,14 @@ def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Da
     parts = modalities(config.extract)
     encoders = {name: encoder for name, (_, encoder) in parts.items()}
     spaces = {name: asdict(encoder.space) for name, encoder in encoders.items()}
-    configuration = fingerprint(FORMAT_VERSION, to_json(config.extract), spaces)
+    versions = {name: modality.version for name, (modality, _) in parts.items()}
+    configuration = fingerprint(FORMAT_VERSION, to_json(config.extract), spaces, versions)
     mark = fingerprint(configuration, [unit.fingerprint for unit in units])
     if dataset.is_done("extract", mark):
         say(f"extract: up to date ({dataset.stages['extract'].summary['records']:,} records)")
         return dataset
 
+    dataset = dataset.begin("extract")
     receipt = partial(read_receipt, dataset.root, configuration=configuration)
     todo = [unit for unit in units if receipt(unit) is None]
     if todo:
@@ -88,9 +92,23 @@ def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Da
         for path, rows in unit_files(number, _expect(found, f"unit {number}")).items()
     }
     summary = _extract_summary(units, [found for found in receipts.values() if found], spaces)
-    dataset = _commit(dataset, config, "extract", mark, files, summary, FIRST_FOLDERS, input=str(input.resolve()))
+    dataset = _commit(
+        dataset, config, "extract", mark, files, summary, ("features", "records", "errors"), input=str(input.resolve())
+    )
     say(extract_line(summary))
     return dataset
+
+
+def with_maps(config: Config) -> Config:
+    """With the maps of another data set, its dimension and its split count: what is held out was held out there."""
+    if not config.fit.maps:
+        return config
+    root = Path(config.fit.maps).resolve()
+    other = Dataset.open(root)
+    fitted = from_json(Config(), dict(other.config)).fit
+    dim = other.stage("fit").summary["output"]["dim"]
+    taken = FitConfig(dim=dim, holdout=fitted.holdout, group_column=fitted.group_column, maps=str(root))
+    return replace(config, fit=taken)
 
 
 def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
@@ -100,16 +118,19 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         UsageError: no two modalities ever come together in a record that is not held out.
         SpaceError: the maps of the other data set are for other features.
     """
-    spaces = dataset.modalities("extract")
-    inputs = _checksums(dataset, "features", "records")
+    config = with_maps(config)
     if config.fit.maps:
         return _take_maps(dataset, config, Dataset.open(Path(config.fit.maps)))
+    from mmembed.fit import MOMENTS, VERSION, AccumulateBlock, ReadMoments, WriteMaps
+
+    spaces = dataset.modalities("extract")
+    inputs = _checksums(dataset, "features", "records")
     _check_group_column(dataset, config.fit.group_column)
-    mark = fingerprint(inputs, to_json(config.fit))
+    mark = fingerprint(VERSION, inputs, to_json(config.fit))
     if dataset.is_done("fit", mark):
         say("fit: up to date")
         return dataset
-    from mmembed.fit import AccumulateBlock, ReadMoments, WriteMaps
+    dataset = dataset.begin("fit")
     from mmembed.transforms import FitMaps
 
     numbers = _numbers(dataset)
@@ -121,7 +142,10 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         ReadMoments(dataset.root),
         WriteMaps(dataset.root, spaces, config.fit, mark),
     )
-    _run("FitMaps", blocks, transform, engine)
+    try:
+        _run("FitMaps", blocks, transform, engine)
+    finally:
+        shutil.rmtree(dataset.root / MOMENTS, ignore_errors=True)
 
     report = json.loads((dataset.root / "maps" / "fit.json").read_text("utf-8"))
     files = {f"maps/{name}.safetensors": None for name in report["modalities"]} | {"maps/fit.json": None}
@@ -150,6 +174,7 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     if dataset.is_done("project", mark):
         say("project: up to date")
         return dataset
+    dataset = dataset.begin("project")
     unit = ProjectUnit(dataset, maps, marks, kinds, config.project, config.fit)
     numbers = _numbers(dataset)
     todo = [number for number in numbers if any(unit.rows(name, number) is None for name in maps)]
@@ -187,6 +212,7 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     if dataset.is_done("index", mark):
         say("index: up to date")
         return dataset
+    dataset = dataset.begin("index")
     from mmembed.transforms import BuildIndex
 
     _run("BuildIndex", names, BuildIndex(WriteIndex(dataset)), replace(engine, workers=1))
@@ -200,7 +226,7 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     return dataset
 
 
-def evaluate(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
+def evaluate(dataset: Dataset) -> Dataset:
     """Embeddings of held-out records to evaluation.json, and the dataset card README.md."""
     from mmembed.evaluate import evaluate as measure
     from mmembed.evaluate import format_table
@@ -209,11 +235,12 @@ def evaluate(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     if dataset.is_done("evaluate", mark):
         say("evaluate: up to date")
         return dataset
+    dataset = dataset.begin("evaluate")
     result = measure(dataset)
-    write_json(dataset.root / "evaluation.json", result)
-    write_bytes(dataset.root / "README.md", dataset_card(dataset, format_table(result)).encode())
-    folders = ("evaluation.json", "README.md")
-    return _commit(dataset, config, "evaluate", mark, dict.fromkeys(folders), {}, folders)
+    write_json(dataset.root / EVALUATION, result)
+    write_bytes(dataset.root / CARD, dataset_card(dataset, format_table(result)).encode())
+    folders = (EVALUATION, CARD)
+    return _commit(dataset, None, "evaluate", mark, dict.fromkeys(folders), {}, folders)
 
 
 def _run(stage: str, elements: Sequence[Any], transform: beam.PTransform, engine: Engine) -> None:
@@ -224,7 +251,7 @@ def _run(stage: str, elements: Sequence[Any], transform: beam.PTransform, engine
 
 def _commit(
     dataset: Dataset,
-    config: Config,
+    config: Config | None,
     stage: str,
     mark: str,
     files: Mapping[str, int | None],
@@ -235,12 +262,14 @@ def _commit(
     """Remove what the stage left before and no longer means, then name its files in the manifest."""
     for folder in folders:
         for path in sorted((dataset.root / folder).rglob("*")):
-            if path.is_file() and path.relative_to(dataset.root).as_posix() not in files:
+            if is_own(dataset.root, path) and path.relative_to(dataset.root).as_posix() not in files:
                 path.unlink()
     remove_temporaries(dataset.root)
     described = {path: describe(dataset.root, path, rows) for path, rows in files.items()}
     value = Stage(mark, {"folders": list(folders), **summary})
-    return dataset.commit(stage, value, described, config=to_json(config), **changes)
+    if config is not None:
+        changes["config"] = to_json(config)
+    return dataset.commit(stage, value, described, **changes)
 
 
 def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
@@ -254,11 +283,14 @@ def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
         return dataset
     for name in names:
         theirs[name].check(ours[name], f"{dataset.root}/features/{name}")
+    dataset = dataset.begin("fit")
     for path in files:
         write_bytes(dataset.root / path, other.read(path))
     summary = {**other.stage("fit").summary, "spaces": {name: asdict(ours[name]) for name in names}}
     dataset = _commit(dataset, config, "fit", mark, dict.fromkeys(files), summary, ("maps",))
-    say(f"fit: took the maps of {other.root} for {', '.join(names)}")
+    say(f"fit: took the maps, the dimension and the split of {other.root} for {', '.join(names)}")
+    if missing := [name for name in ours if name not in names and dataset.stage("extract").summary["segments"][name]]:
+        say(f"fit: it has no map for {', '.join(missing)}, which get no embeddings")
     return dataset
 
 

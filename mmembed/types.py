@@ -82,6 +82,8 @@ class Media:
             return open(self.location, "rb")
         except OSError as error:
             raise ReadError(f"can't open {self.path}: {error.strerror}") from error
+        except ValueError as error:  # a NUL in the name, or one that the file system can't encode
+            raise ReadError(f"{self.path!r} is no path: {error}") from error
 
     def content_hash(self) -> str:
         """BLAKE2b-128 of the bytes, 32 hex digits; a file is read in blocks.

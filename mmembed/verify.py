@@ -109,7 +109,7 @@ def _leftovers(dataset: Dataset) -> Problems:
             name = path.relative_to(dataset.root).as_posix()
             if not path.is_dir() and name not in dataset.files:
                 origin = "of a stopped writer" if name.endswith(TEMPORARY_SUFFIX) else "that is not in dataset.json"
-                yield name, f"a file {origin}: run the stage again, or delete it"
+                yield name, f"a file {origin}: run `mmembed build` (its stage is not done), or delete it"
 
 
 def _counts(dataset: Dataset) -> Problems:

@@ -1,12 +1,23 @@
 """A worker process of the local runner: Beam's own, without its chatter on standard error."""
 
 import logging
+import os
 import runpy
 import signal
 import sys
 import threading
+import time
+
+
+def end_with(launcher: int) -> None:
+    """End this process when the launcher has ended, however it did: a worker that outlives it would race the next."""
+    while os.getppid() == launcher:
+        time.sleep(0.5)
+    os._exit(1)
+
 
 if __name__ == "__main__":
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
     # With a handler in place before Beam is loaded, Beam adds none. A worker's errors reach the launcher as exceptions.
     handler = logging.StreamHandler()
     handler.setLevel(logging.CRITICAL + 1)

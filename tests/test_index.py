@@ -35,7 +35,7 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_the_index_finds_what_a_comparison_with_every_row_finds() -> None:
     random = np.random.default_rng(1)
     vectors, query = random.normal(size=(500, 6)).astype(np.float32), random.normal(size=(3, 6)).astype(np.float32)
-    scores, rows = open_index(build_index(vectors), SPACE, 500).search(query, 7)
+    scores, rows = open_index(build_index([vectors], vectors.shape[1]), SPACE, 500).search(query, 7)
     expected = np.argsort(-(query @ vectors.T), axis=1)[:, :7]
     assert (rows == expected).all()
     np.testing.assert_allclose(scores, np.take_along_axis(query @ vectors.T, expected, 1), rtol=1e-5)
@@ -43,7 +43,7 @@ def test_the_index_finds_what_a_comparison_with_every_row_finds() -> None:
 
 def test_same_vectors_same_bytes_in_any_memory_layout() -> None:
     vectors = np.random.default_rng(2).normal(size=(50, 6)).astype(np.float32)
-    assert build_index(vectors) == build_index(np.asfortranarray(vectors))
+    assert build_index([vectors], vectors.shape[1]) == build_index([np.asfortranarray(vectors)], vectors.shape[1])
 
 
 def test_ids_are_row_numbers_in_file_order(dataset: Dataset) -> None:
@@ -66,7 +66,9 @@ def test_a_modality_without_rows_has_an_empty_index(tmp_path: Path) -> None:
     assert open_modality(dataset, "text").ntotal == 0
 
 
-@pytest.mark.parametrize("data", [b"", b"IxFI", b"not an index at all", build_index(np.eye(6, dtype=np.float32))[:-9]])
+@pytest.mark.parametrize(
+    "data", [b"", b"IxFI", b"not an index at all", build_index([np.eye(6, dtype=np.float32)], 6)[:-9]]
+)
 def test_bytes_that_are_no_index_are_refused(data: bytes) -> None:
     with pytest.raises(DatasetError, match="mmembed index"):
         open_index(data, SPACE, 6)
@@ -83,7 +85,7 @@ def test_an_index_of_another_kind_is_refused() -> None:
 @pytest.mark.parametrize(("dim", "rows"), [(6, 5), (5, 6)])
 def test_an_index_of_another_size_is_refused(dim: int, rows: int) -> None:
     with pytest.raises(DatasetError, match="6 vectors of dimension 6"):
-        open_index(build_index(np.eye(6, dtype=np.float32)), Space("s", "1", dim), rows)
+        open_index(build_index([np.eye(6, dtype=np.float32)], 6), Space("s", "1", dim), rows)
 
 
 def test_an_index_of_other_embeddings_is_refused(dataset: Dataset) -> None:

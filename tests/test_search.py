@@ -32,6 +32,7 @@ class Numbers:
     """A medium of numbers: a line is a segment."""
 
     name: ClassVar[str] = "text"
+    version: ClassVar[str] = "1"
 
     def decode(self, media: Media) -> list[str]:
         with media.open() as file:
@@ -51,6 +52,7 @@ class Numbers:
 @dataclass(frozen=True)
 class Pictures(Numbers):
     name: ClassVar[str] = "image"
+    version: ClassVar[str] = "1"
 
 
 @dataclass(frozen=True)

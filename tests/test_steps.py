@@ -24,6 +24,7 @@ class Counter:
     """A stub: the text "3" is cut into 0, 1, 2; "3!" breaks off after them; "x" can't be decoded."""
 
     name: ClassVar[str] = "text"
+    version: ClassVar[str] = "1"
     size: int = 1
 
     def decode(self, media: Media) -> str:
@@ -49,6 +50,7 @@ class Shouter(Counter):
     """The same for another modality."""
 
     name: ClassVar[str] = "audio"
+    version: ClassVar[str] = "1"
 
 
 @dataclass

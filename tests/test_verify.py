@@ -193,7 +193,7 @@ def test_swapped_indexes_are_found_vector_by_vector(dataset: Dataset) -> None:
     image, text = (dataset.root / index_path(name) for name in ("image", "text"))
     rows = index_entry(dataset, "image")["rows"]
     noise = np.random.default_rng(0).normal(size=(rows, 6)).astype(np.float32)
-    write_bytes(image, build_index(noise))
+    write_bytes(image, build_index([noise], noise.shape[1]))
     problems = verify(with_file(dataset, index_path("image"), rows))
     assert [problem.split(": row")[0] for problem in problems] == [
         f"index/image.faiss: other vectors than embeddings/image/part-0000{part}.parquet" for part in range(3)

@@ -56,9 +56,11 @@ def resolve(modality: Modality, spec: str) -> Encoder:
     try:
         kind = getattr(importlib.import_module(module), name)
         encoder = cast(Encoder, kind(**_shared_fields(kind, modality)))
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        _ = encoder.modality, encoder.space, encoder.setup, encoder.encode
+    except Exception as error:  # this runs the user's own code, which may fail in any way
         raise UsageError(
-            f"can't make the {modality.name} encoder {spec!r} (builtin, or module:Class): {error}"
+            f"can't make the {modality.name} encoder {spec!r} (builtin, or module:Class that Python can import): "
+            f"{type(error).__name__}: {error}"
         ) from error
     if encoder.modality != modality.name:
         raise UsageError(f"the encoder {spec!r} is for {encoder.modality}, not for {modality.name}")

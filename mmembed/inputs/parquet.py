@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import decimal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,7 @@ class Parquet:
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue
-                rows = batch.slice(skip, wanted).to_pylist()
+                rows = _without_nanoseconds(batch.slice(skip, wanted)).to_pylist()
                 for offset, row in enumerate(rows, first + unit.records - wanted):
                     metadata = {key: _json_value(row[key]) for key in row if key not in ("id", *FILE_KEYS, *TEXT_KEYS)}
                     yield f"{self.path.name}:row {offset}", row | metadata
@@ -78,6 +77,21 @@ def _footer(path: Path) -> bytes:
         return file.read(length)
 
 
+def _without_nanoseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Columns of nanoseconds in microseconds, which is what Python's own types hold."""
+    for index, field in enumerate(batch.schema):
+        if getattr(field.type, "unit", "") == "ns":
+            column = batch.column(index).cast(_microseconds(field.type), safe=False)
+            batch = batch.set_column(index, field.name, column)
+    return batch
+
+
+def _microseconds(type: pa.DataType) -> pa.DataType:
+    if pa.types.is_timestamp(type):
+        return pa.timestamp("us", type.tz)
+    return pa.duration("us") if pa.types.is_duration(type) else pa.time64("us")
+
+
 def _json_value(value: Any) -> Any:
     """Values that JSON lacks as text, at any depth: dates in ISO form, bytes in base64."""
     if isinstance(value, dict):
@@ -88,4 +102,4 @@ def _json_value(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
-    return str(value) if isinstance(value, datetime.timedelta | decimal.Decimal) else value
+    return value if isinstance(value, str | int | float | None) else str(value)

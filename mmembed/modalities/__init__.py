@@ -18,6 +18,8 @@ class Modality(Protocol):
     """What the steps need of a modality. An instance is picklable configuration and holds no state."""
 
     name: ClassVar[str]
+    version: ClassVar[str]
+    """Of what is computed: a change of it needs another one, so that features are made anew."""
 
     def decode(self, media: Media) -> Any:
         """The medium in memory, or a stream over it. Raises RecordError if it can't be decoded."""

@@ -55,6 +55,7 @@ class Audio:
     """
 
     name: ClassVar[str] = "audio"
+    version: ClassVar[str] = "1"
     sample_rate: int = option(16_000, "Hz of the segments")
     window: float = option(10.0, "seconds of a segment; 0: the whole sound is one segment, held in memory")
     hop: float = option(0.0, "seconds from the start of a window to that of the next; 0: as long as the window")

@@ -89,6 +89,7 @@ class Image:
     tiles: str = option("", "RxC: the tiles of a grid of R rows and C columns are further segments, like 2x3")
 
     name: ClassVar[str] = "image"
+    version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
         if not 16 <= self.size <= 1024:

@@ -48,6 +48,7 @@ class Text:
     """
 
     name: ClassVar[str] = "text"
+    version: ClassVar[str] = "1"
 
     words: int = option(0, "the most words of a segment, cut on sentence borders; 0: a text is one segment")
     overlap: int = option(0, "how many words a segment repeats of the one before it")

@@ -10,7 +10,7 @@ import threading
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from threadpoolctl import threadpool_limits
 
@@ -35,7 +35,9 @@ def pipeline(engine: Engine, elements: int) -> beam.Pipeline:
     """An empty pipeline for so many elements. On this machine, one worker needs no process of its own."""
     if engine.beam_flags:
         check_beam_flags(engine.beam_flags)
-        return beam.Pipeline(options=PipelineOptions(list(engine.beam_flags)))
+        options = PipelineOptions(list(engine.beam_flags))
+        named = options.view_as(StandardOptions).runner
+        return beam.Pipeline(None if named else FnApiRunner(), options)
     workers = min(engine.workers, elements)
     # The class, not the name: Beam's default, DirectRunner, first tries to download another runner.
     if workers == 1:

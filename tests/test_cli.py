@@ -1,0 +1,161 @@
+"""The command line on a built data set: questions, checks, what it says."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from command import complaint, mmembed
+
+import mmembed as package
+from mmembed.dataset import Dataset
+
+MODALITIES = ("image", "text", "audio")
+
+
+def answers(out: Path, *words: object) -> list[dict[str, Any]]:
+    """What a query finds, from its JSON."""
+    return [json.loads(line) for line in mmembed("query", out, *words, "--json").stdout.splitlines()]
+
+
+def medium(out: Path, modality: str) -> str:
+    """A text, or the path of a file, of the third record."""
+    source = Path(Dataset.open(out).input)
+    value = str(json.loads(source.read_text("utf-8").splitlines()[2])[modality])
+    return value if modality == "text" else str(source.parent / value)
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_a_medium_of_the_set_finds_its_own_record_first(small: Path, modality: str) -> None:
+    found = answers(small, f"--{modality}", medium(small, modality), "--to", modality, "-k", 4)
+    assert found[0]["id"] == "scene-000002"
+    assert found[0]["score"] == pytest.approx(1, abs=1e-4)
+    assert [row["rank"] for row in found] == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("target", MODALITIES)
+def test_a_text_finds_any_modality(small: Path, target: str) -> None:
+    found = answers(small, "--text", "three red stars", "--to", target, "-k", 5)
+    assert [row["modality"] for row in found] == [target] * 5
+    scores = [row["score"] for row in found]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_any_merges_the_answers_of_all_modalities(small: Path) -> None:
+    merged = answers(small, "--text", "three red stars", "--to", "any", "-k", 20)
+    alone = [
+        row for target in MODALITIES for row in answers(small, "--text", "three red stars", "--to", target, "-k", 20)
+    ]
+    best = sorted((row["score"] for row in alone), reverse=True)[:20]
+    assert [row["score"] for row in merged] == pytest.approx(best)
+
+
+def test_a_record_finds_others_and_not_itself(small: Path) -> None:
+    found = answers(small, "--id", "scene-000002", "--to", "image", "-k", 5)
+    assert len(found) == 5
+    assert "scene-000002" not in {row["id"] for row in found}
+
+
+def test_answers_carry_the_metadata_of_their_record(small: Path) -> None:
+    rows = {row["id"]: row for row in map(json.loads, Path(Dataset.open(small).input).read_text("utf-8").splitlines())}
+    for found in answers(small, "--text", "a blue heart", "--to", "text", "-k", 5):
+        assert found["media"] == rows[found["id"]]["text"]
+        assert found["metadata"] == {key: rows[found["id"]][key] for key in found["metadata"]}
+        assert found["metadata"]["scene"]
+
+
+def test_a_table_says_what_the_json_says(small: Path) -> None:
+    words = ("--text", "a blue heart", "--to", "audio", "-k", 3)
+    header, *lines = mmembed("query", small, *words).stdout.splitlines()
+    assert header.split()[:4] == ["rank", "score", "modality", "id"]
+    assert [line.split()[3] for line in lines] == [row["id"] for row in answers(small, *words)]
+
+
+@pytest.mark.parametrize(
+    "words, named",
+    [
+        (["--id", "scene-999999"], "scene-999999"),
+        (["--text", "a heart", "--to", "smell"], "smell"),
+        (["--text", "a heart", "-k", "0"], "k = 0"),
+        (["--image", "nowhere.png"], "nowhere.png"),
+        (["--text", "a heart", "--id", "scene-000001"], "--id"),
+        ([], "--text"),
+    ],
+)
+def test_a_question_that_can_not_be_asked_is_one_line(small: Path, words: list[str], named: str) -> None:
+    result = mmembed("query", small, *words, expect=2)
+    assert named in complaint(result)
+    assert result.stdout == ""
+
+
+def test_a_query_of_nothing_built_says_how_to_build(tmp_path: Path) -> None:
+    assert "mmembed build" in complaint(mmembed("query", tmp_path, "--text", "a heart", expect=2))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--help"], ["build", "--help"], ["query", "OUT", "--text", "a heart"], ["info", "OUT"], ["verify", "OUT"]],
+)
+def test_light_commands_load_no_beam(small: Path, words: list[str]) -> None:
+    python = ("-X", "importtime", "-m", "mmembed")
+    modules = mmembed(*(small if word == "OUT" else word for word in words), python=python).stderr
+    assert "mmembed.cli" in modules
+    assert not {"apache_beam", "librosa", "torch"} & {line.split("|")[-1].strip() for line in modules.splitlines()}
+
+
+def test_verify_finds_nothing_after_a_build(built: Path) -> None:
+    assert "are as the manifest says" in mmembed("verify", built).stdout
+
+
+@pytest.mark.parametrize("path", ["features/text/part-00001.parquet", "maps/image.safetensors", "index/audio.faiss"])
+def test_verify_names_a_file_in_which_one_byte_changed(small: Path, tmp_path: Path, path: str) -> None:
+    out = Path(shutil.copytree(small, tmp_path / "out"))
+    data = bytearray((out / path).read_bytes())
+    data[len(data) // 2] ^= 1
+    (out / path).write_bytes(data)
+    result = mmembed("verify", out, expect=1)
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == [path]
+    complaint(result)
+
+
+def test_info_says_what_there_is(built: Path, faulty: Path) -> None:
+    said = mmembed("info", built).stdout
+    summary = Dataset.open(built).stage("extract").summary
+    for word in (
+        str(faulty),
+        "201 records in the input, 200 read; 3 rows in errors/",
+        f"{summary['segments']['image']}",
+        "features of audio",
+        "extract, fit, project, index, evaluate",
+    ):
+        assert word in said
+
+
+def test_a_build_ends_with_what_went_in_and_came_out(small: Path) -> None:
+    said = mmembed("evaluate", small).stdout
+    assert "median rank" in said
+    for query in MODALITIES:
+        assert query in said
+
+
+def test_a_configuration_file_does_what_flags_do(small: Path, tmp_path: Path) -> None:
+    lines = ["[extract]", "unit_records = 16"]
+    lines += [f'{name}_encoder = "small_encoders:Small{name.capitalize()}"' for name in MODALITIES]
+    (tmp_path / "config.toml").write_text("\n".join([*lines, "[fit]", "dim = 4"]), "utf-8")
+    mmembed("build", Dataset.open(small).input, tmp_path / "out", "--config", tmp_path / "config.toml", "--dim", 6)
+    dataset = Dataset.open(tmp_path / "out")
+    assert dataset.config["extract"] == Dataset.open(small).config["extract"]
+    assert dataset.config["fit"]["dim"] == 6  # a flag is stronger than the file
+    assert {space.dim for space in dataset.modalities("project").values()} == {6}
+
+
+def test_the_sample_is_written_by_the_command(tmp_path: Path) -> None:
+    assert "3 records" in mmembed("sample", tmp_path, "--records", 3, "--seed", 1).stdout
+    assert len((tmp_path / "manifest.jsonl").read_text("utf-8").splitlines()) == 3
+
+
+def test_the_version_is_the_packages() -> None:
+    assert mmembed("--version").stdout == f"mmembed {package.__version__}\n"
