@@ -1,4 +1,4 @@
-"""The demo: a sample data set from nothing to answers. `python examples/demo.py FOLDER`
+"""The demo: a sample data set from nothing to answers. `python examples/demo.py [FOLDER]`
 
 Makes 1,000 records (pictures of simple scenes, captions, sounds), builds them, evaluates, and asks three cross-modal
 questions with held-out scenes: no record of them was used to learn the maps. An answer is right when it shows the
@@ -59,4 +59,4 @@ def ask(searcher: Searcher, row: Mapping[str, Any], asked: str, value: str, targ
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    sys.exit(main(Path(*sys.argv[1:] or ["demo"])))

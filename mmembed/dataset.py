@@ -106,6 +106,8 @@ class Dataset:
         Raises:
             UsageError: the folder can't be made, or holds something else.
         """
+        if ":/" in str(root):  # of "://" pathlib leaves one slash
+            raise UsageError(f"can't build into {root}: only folders of this machine's file systems are known")
         try:
             root.mkdir(parents=True, exist_ok=True)
             if (root / MANIFEST).exists():
@@ -118,6 +120,12 @@ class Dataset:
                 f"{root} is no data set and not empty (it holds {other.relative_to(root)}): choose another folder"
             )
         return cls(root)
+
+    def moved(self, input: Path) -> Dataset:
+        """This data set with its input at another place, written to disk; what was made from it stays."""
+        dataset = replace(self, input=str(input.resolve()))
+        dataset.save()
+        return dataset
 
     def begin(self, stage: str) -> Dataset:
         """This data set before a stage, written to disk: whatever happens until its commit, nobody takes what the

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,28 @@ def unit_files(number: int, receipt: Mapping[str, Any]) -> dict[str, int]:
     if receipt["errors"]:
         files[shard_path("errors", number)] = receipt["errors"]
     return files | {shard_path("records", number): receipt["records"]}
+
+
+def repeated_ids(root: Path, numbers: Iterable[int]) -> list[tuple[str, list[str]]]:
+    """Ids that several records have, and where each of those was read; 8 bytes a record are in memory meanwhile."""
+    paths = [root / shard_path("records", number) for number in numbers]
+    hashes = np.concatenate([np.empty(0, np.uint64), *(_id_hashes(path) for path in paths)])
+    values, counts = np.unique(hashes, return_counts=True)
+    if not (suspects := values[counts > 1]).size:
+        return []
+    places: dict[str, list[str]] = {}
+    for path in paths:
+        if not np.isin(_id_hashes(path), suspects).any():
+            continue
+        for id, source in zip(*read_table(path.read_bytes()).select(["id", "source"]).to_pydict().values()):
+            places.setdefault(id, []).append(source)
+    return [(id, found) for id, found in places.items() if len(found) > 1]
+
+
+def _id_hashes(path: Path) -> NDArray[np.uint64]:
+    ids = read_table(path.read_bytes()).column("id").to_pylist()
+    digests = b"".join(hashlib.blake2b(id.encode(), digest_size=8).digest() for id in ids)
+    return np.frombuffer(digests, np.uint64)
 
 
 @dataclass(frozen=True, eq=False)

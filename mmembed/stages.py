@@ -19,7 +19,7 @@ from mmembed.config import Config, FitConfig, from_json, modalities, to_json
 from mmembed.dataset import CARD, EVALUATION, FORMAT_VERSION, Dataset, Stage, describe, is_own
 from mmembed.engine import Engine
 from mmembed.errors import MmembedError, UsageError
-from mmembed.features import read_receipt, unit_files
+from mmembed.features import read_receipt, repeated_ids, unit_files
 from mmembed.inputs import FILE_KEYS, TEXT_KEYS, open_source
 from mmembed.progress import Counts, Progress
 from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
@@ -58,7 +58,7 @@ def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Da
     """
     source = open_source(input)
     units = source.units(config.extract.unit_records)
-    if not units:
+    if not sum(unit.records for unit in units):
         raise UsageError(f"{input} holds no records")
     parts = modalities(config.extract)
     encoders = {name: encoder for name, (_, encoder) in parts.items()}
@@ -68,7 +68,7 @@ def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Da
     mark = fingerprint(configuration, [unit.fingerprint for unit in units])
     if dataset.is_done("extract", mark):
         say(f"extract: up to date ({dataset.stages['extract'].summary['records']:,} records)")
-        return dataset
+        return dataset if dataset.input == str(input.resolve()) else dataset.moved(input)
 
     dataset = dataset.begin("extract")
     receipt = partial(read_receipt, dataset.root, configuration=configuration)
@@ -96,6 +96,12 @@ def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Da
         dataset, config, "extract", mark, files, summary, ("features", "records", "errors"), input=str(input.resolve())
     )
     say(extract_line(summary))
+    if repeated := repeated_ids(dataset.root, receipts):
+        id, places = repeated[0]
+        say(
+            f"extract: {len(repeated):,} ids belong to several records, for instance {id!r} at {' and '.join(places)}: "
+            "a query or an evaluation by id takes them for one; give each record its own id"
+        )
     return dataset
 
 

@@ -1,5 +1,6 @@
 """A worker process of the local runner: Beam's own, without its chatter on standard error."""
 
+import importlib
 import logging
 import os
 import runpy
@@ -29,6 +30,8 @@ if __name__ == "__main__":
     from mmembed.transforms.processes import hide_lost_connections
 
     threading.excepthook = hide_lost_connections
+    # Beam prints each failure's traceback here besides sending it to the launcher, which says what matters of it.
+    vars(importlib.import_module("apache_beam.runners.worker.sdk_worker"))["print"] = lambda *_, **__: None
     try:
         runpy.run_module("apache_beam.runners.worker.sdk_worker_main", run_name="__main__")
     except RpcError:

@@ -40,6 +40,8 @@ def open_source(path: Path) -> Source:
         ".ndjson": JsonLines,
         ".parquet": Parquet,
     }
+    if ":/" in str(path):
+        raise UsageError(f"can't read {path}: only files of this machine's file systems are known")
     if not path.is_file():
         raise UsageError(f"there is no manifest {path}")
     if path.suffix not in readers:

@@ -100,4 +100,8 @@ def _from_traceback(stage: str, text: str) -> BaseException:
     kind = getattr(errors, name.removeprefix("mmembed.errors."), None)
     if isinstance(kind, type) and issubclass(kind, MmembedError):
         return kind(message)
-    return MmembedError(f"{stage} stopped: {last}. What was finished is kept: run the same command again to go on")
+    places = re.findall(r'File "([^"]+)", line (\d+)', text.partition("\nDuring handling of")[0])
+    place = f" (at {':'.join(places[-1])})" if places else ""
+    return MmembedError(
+        f"{stage} stopped: {last}{place}. What was finished is kept: run the same command again to go on"
+    )

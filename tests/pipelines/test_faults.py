@@ -175,16 +175,24 @@ def test_a_wrong_call_leaves_a_data_set_as_it_was(small: Path) -> None:
     assert times(small) == before
 
 
-def test_a_record_that_breaks_an_encoder_stops_the_run_with_one_line(small: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_encoder_that_breaks_its_promise_stops_the_run_with_one_line(
+    small: Path, tmp_path: Path, workers: int
+) -> None:
     (tmp_path / "broken_encoder.py").write_text(
         "from small_encoders import SmallText\n"
         "class Broken(SmallText):\n"
         "    def encode(self, batch):\n"
         "        return super().encode(batch)[:, :3]\n"
     )
-    python = ("-c", f"import sys; sys.path.append({str(tmp_path)!r}); from mmembed.cli import main; sys.exit(main())")
+    path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(tmp_path)])
     words = ("extract", Dataset.open(small).input, tmp_path / "out", *FLAGS, "--text-encoder", "broken_encoder:Broken")
-    line = complaint(mmembed(*words, "--workers", 1, expect=1, python=python))
+    command = arguments(*words, "--unit-records", UNIT, "--workers", workers)
+    result = subprocess.run(
+        command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 1
+    line = complaint(result)
     assert "small-text" in line
 
 

@@ -115,3 +115,25 @@ def test_flags_for_beam_are_refused_where_no_pipeline_runs(small: Path) -> None:
 
 def test_unknown_flags_for_beam_are_refused_where_nothing_is_to_be_done(small: Path) -> None:
     assert "--rnner" in complaint(mmembed("index", small, "--", "--rnner=Foo", expect=2))
+
+
+def test_an_id_that_comes_back_in_another_unit_is_named_with_both_places(small: Path, tmp_path: Path) -> None:
+    lines = [json.dumps({"id": id, "text": f"text {number}"}) for number, id in enumerate("abcabd")]
+    (tmp_path / "twice.jsonl").write_text("\n".join(lines) + "\n")
+    words = ("extract", tmp_path / "twice.jsonl", tmp_path / "out", "--unit-records", 3, "--workers", 1, *FLAGS)
+    said = mmembed(*words).stderr
+    assert "2 ids belong to several records, for instance 'a' at twice.jsonl:1 and twice.jsonl:4" in said
+
+
+def test_an_input_that_was_moved_is_known_at_its_new_place(copy: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(Path(Dataset.open(copy).input).parent, tmp_path / "moved", symlinks=True))
+    words = ("build", moved / "manifest.jsonl", copy, "--unit-records", UNIT, "--workers", 1, *FLAGS)
+    assert "extract: up to date" in mmembed(*words).stderr
+    assert Dataset.open(copy).input == str(moved / "manifest.jsonl")
+
+
+@pytest.mark.parametrize("words", [("gs://bucket/m.jsonl", "out"), ("MANIFEST", "gs://bucket/out")])
+def test_a_remote_place_is_refused_at_once(small: Path, tmp_path: Path, words: tuple[str, str]) -> None:
+    given = [Dataset.open(small).input if word == "MANIFEST" else word for word in words]
+    assert "gs:/" in complaint(mmembed("extract", *given, *FLAGS, expect=2))
+    assert not Path("gs:").exists()
