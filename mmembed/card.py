@@ -26,7 +26,7 @@ whichever modality, is their similarity.
 | `segment` | number of the segment within its record and modality |
 | `span` | where it lies: pixels (left, top, right, bottom), characters (start, end), or seconds (start, end) |
 | `media` | the piece of text, or the path of the file, relative to the manifest of the input |
-| `split` | `train`, or `heldout`: never used to learn the maps |
+| `split` | `train`, or `heldout`: not used to learn the maps |
 | `metadata` | what else the input said of the record |
 | `embedding` | {dim} x {dtype} |
 
