@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import threading
+import traceback
 from typing import Any
 
 import apache_beam as beam
@@ -83,7 +84,7 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
         # An exception of a worker process arrives as the text of its traceback.
         raise _from_traceback(stage, str(error)) from error
     except Exception as error:
-        raise _from_traceback(stage, f"{type(error).__name__}: {error}") from error
+        raise _from_traceback(stage, "".join(traceback.format_exception(error))) from error
 
 
 def _without_place(message: str) -> str:
