@@ -271,7 +271,3 @@ def _as_table(neighbours: Sequence[Neighbour]) -> str:
         for n in neighbours
     ]
     return table(["rank", "score", "modality", "id", "span", "text or path"], rows)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -51,7 +51,8 @@ class JsonLines:
 
 def _parse(line: bytes) -> Any:
     try:
-        value = json.loads(line.decode("utf-8-sig"))  # bytes would be taken as UTF-16, and halves of pairs as text
+        # Bytes would be taken as UTF-16, and halves of pairs as text. NaN and Infinity, no JSON, count as missing.
+        value = json.loads(line.decode("utf-8-sig"), parse_constant=lambda _: None)
         if b"\\u" in line:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text that can be written
         return value

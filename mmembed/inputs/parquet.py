@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,7 +94,7 @@ def _microseconds(type: pa.DataType) -> pa.DataType:
 
 
 def _json_value(value: Any) -> Any:
-    """Values that JSON lacks as text, at any depth: dates in ISO form, bytes in base64."""
+    """Values that JSON lacks, at any depth: dates in ISO form, bytes in base64, no number that is not finite."""
     if isinstance(value, dict):
         return {key: _json_value(item) for key, item in value.items()}
     if isinstance(value, list | tuple):  # a map is a list of pairs
@@ -102,4 +103,6 @@ def _json_value(value: Any) -> Any:
         return base64.b64encode(value).decode()
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
-    return value if isinstance(value, str | int | float | None) else str(value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | None) else str(value)

@@ -94,6 +94,14 @@ def test_an_interruption_ends_the_run_with_one_line(
     assert "interrupted" in complaint(subprocess.CompletedProcess([], 130, "", errors))
 
 
+def test_workers_end_with_a_launcher_that_was_killed(manifest: Path, tmp_path: Path) -> None:
+    with started("extract", manifest, tmp_path, "--unit-records", 4, "--workers", 2) as process:
+        wait_for(lambda: unfinished(tmp_path), 60, "a first unit")
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        wait_for(lambda: not members(process.pid), 20, "the workers' end")
+
+
 @pytest.fixture
 def little_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder that takes 300 kB."""
