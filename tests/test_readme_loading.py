@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +24,11 @@ def expected(out: Path, modality: str) -> Any:
 
 
 @pytest.fixture
-def load_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Any]:
+def load_dataset(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     datasets = pytest.importorskip("datasets")
-    yield lambda *words, **options: datasets.load_dataset(*words, cache_dir=str(tmp_path), **options)
+    return lambda *words, **options: datasets.load_dataset(*words, cache_dir=str(tmp_path), **options)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)

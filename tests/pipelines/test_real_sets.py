@@ -20,8 +20,6 @@ from mmembed.verify import verify
 
 SCRIPT = ROOT.parent / "shared" / "data" / "build_tuxstamps.py"
 
-pytestmark = pytest.mark.xdist_group("real sets")
-
 
 @pytest.fixture(scope="module")
 def real_sets(shared: Shared) -> Path:
