@@ -241,7 +241,8 @@ def _mean(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
 def _positions(path: Path, id: str) -> list[int]:
     """The rows of an embeddings file that are of a record."""
     try:
-        ids = pq.read_table(path, columns=["id"], use_threads=False)["id"]
+        with pq.ParquetFile(path) as file:
+            ids = file.read(["id"], use_threads=False)["id"]
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"can't read {path} ({error}): build the data set again") from error
     return [int(row) for row in np.flatnonzero(pc.equal(ids, id).to_numpy())]

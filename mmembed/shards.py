@@ -72,7 +72,10 @@ def write_table(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
 
 def read_table(data: bytes) -> pa.Table:
     """The table of a Parquet file's bytes."""
-    return pq.read_table(pa.BufferReader(data), use_threads=False)
+    # Not pq.read_table: it starts a thread, which may let go of the bytes last. Where Python is ending by then, the
+    # thread can't have the interpreter's lock and takes the process down (apache/arrow#34314).
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        return file.read(use_threads=False)
 
 
 def read_footer(path: Path) -> dict[str, Any] | None:

@@ -127,6 +127,20 @@ def test_a_table_comes_back_with_its_footer(tmp_path: Path) -> None:
     assert read_footer(tmp_path / "a.parquet") == {"fingerprint": "grün", "rows": {"image": 3}}
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="native threads are counted in /proc")
+def test_reading_a_table_starts_no_thread_that_could_outlive_the_interpreter(tmp_path: Path) -> None:
+    write_table(tmp_path / "a.parquet", table(), {})
+    program = """
+import os, sys
+import mmembed.shards
+data = open(sys.argv[1], "rb").read()
+before = os.listdir("/proc/self/task")
+assert mmembed.shards.read_table(data).num_rows == 100
+assert os.listdir("/proc/self/task") == before, (before, os.listdir("/proc/self/task"))
+"""
+    subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.parquet")], check=True)
+
+
 def test_the_same_table_gives_the_same_bytes_however_it_lies_in_memory(tmp_path: Path) -> None:
     whole = table()
     views = [whole, pa.concat_tables([whole.slice(0, 30), whole.slice(30)]), pa.concat_tables([table(7), whole])[7:]]
