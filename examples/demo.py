@@ -1,7 +1,7 @@
 """The demo: a sample data set from nothing to answers. `python examples/demo.py [FOLDER]`
 
 Makes 1,000 records (pictures of simple scenes, captions, sounds), builds them, evaluates, and asks three cross-modal
-questions with held-out scenes: no record of them was used to learn the maps. An answer is right when it shows the
+questions with held-out scenes: no record of them was used to learn the maps. An answer is correct when it shows the
 shape, the colour and the count that were asked for.
 """
 
@@ -41,7 +41,7 @@ def main(folder: Path) -> int:
 
 
 def ask(searcher: Searcher, row: Mapping[str, Any], asked: str, value: str, target: str, out: Path) -> None:
-    """Print the five nearest neighbours of one medium of a record, and which of them are right."""
+    """Print the five nearest neighbours of one medium of a record, and which of them are correct."""
     shown = f'"{value}"' if asked == "text" else value
     print(f"\n$ mmembed query {out} --{asked} {shown} --to {target} -k 5\n  (asked for: {row['scene']})")
     query = {"text": Query.of(text=value), "image": Query.of(image=Path(value)), "audio": Query.of(audio=Path(value))}
@@ -49,13 +49,14 @@ def ask(searcher: Searcher, row: Mapping[str, Any], asked: str, value: str, targ
         [
             str(found.rank),
             f"{found.score:.3f}",
-            "right" if all(found.metadata[key] == row[key] for key in ASKED) else "wrong",
+            "correct" if all(found.metadata[key] == row[key] for key in ASKED) else "wrong",
             found.metadata["scene"],
             found.media,
         ]
         for found in searcher.search(query[asked], target, 5)
     ]
     print(table(["rank", "score", "answer", "what it shows", "text or path"], rows))
+    print(f"correct: the same {', '.join(ASKED)}")
 
 
 if __name__ == "__main__":

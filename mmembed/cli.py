@@ -30,13 +30,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("this command runs no pipeline: it takes no flags for Beam after `--`", _EXIT_USAGE)
     logging.basicConfig(level=logging.ERROR, format="mmembed: %(message)s")  # Beam warns of what nobody here uses
     try:
-        return int(options.run(options))
+        code = int(options.run(options))
+        sys.stdout.flush()
+        return code
     except UsageError as error:
         return _fail(error, _EXIT_USAGE)
     except MmembedError as error:
         return _fail(error, _EXIT_FAILED)
+    except BrokenPipeError:  # `| head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python flushes at its end goes nowhere
+        return _EXIT_FAILED
     except OSError as error:  # a full disk, a folder that can't be written: the user's to mend, not ours
-        return _fail(error, _EXIT_FAILED)
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error, _EXIT_FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted; what was finished is kept: run the same command again to go on", _EXIT_INTERRUPTED)
 
@@ -125,7 +130,9 @@ def _stage_arguments(parser: argparse.ArgumentParser, sections: Sequence[str]) -
         parser.add_argument("--config", type=Path, metavar="FILE.toml", help=f"flags as keys of the tables {tables}")
     for section in sections:
         _field_arguments(parser.add_argument_group(section), getattr(Config(), section), section, "")
-    parser.epilog = "Flags for Beam itself follow after `--`, for instance `-- --runner=DataflowRunner …`."
+    parser.epilog = (
+        "Flags for Beam itself follow after `--`, for instance `-- --runner=PortableRunner --job_endpoint=HOST:PORT`."
+    )
 
 
 def _field_arguments(group: argparse._ArgumentGroup, config: Any, path: str, prefix: str) -> None:
@@ -245,7 +252,11 @@ def _verify(options: argparse.Namespace) -> int:
     for problem in problems:
         print(problem)
     if problems:
-        return _fail(f"{len(problems):,} problems in {options.root}; build the data set again", _EXIT_FAILED)
+        return _fail(
+            f"{options.root} has {len(problems):,} problem{'s' * (len(problems) > 1)}: "
+            "delete the files named above, and run its build again",
+            _EXIT_FAILED,
+        )
     print(f"{options.root}: all {len(dataset.files):,} files are as the manifest says")
     return 0
 
@@ -264,10 +275,18 @@ def _as_json(neighbours: Sequence[Neighbour]) -> str:
 
 
 def _as_table(neighbours: Sequence[Neighbour]) -> str:
-    from mmembed.report import table
+    from mmembed.inputs import FILE_KEYS
+    from mmembed.report import short_path, table
 
     rows = [
-        [str(n.rank), f"{n.score:.3f}", n.modality, n.id, " ".join(f"{value:g}" for value in n.span), n.media]
+        [
+            str(n.rank),
+            f"{n.score:.3f}",
+            n.modality,
+            n.id,
+            " ".join(f"{value:g}" for value in n.span),
+            short_path(n.media) if n.modality in FILE_KEYS else n.media,
+        ]
         for n in neighbours
     ]
     return table(["rank", "score", "modality", "id", "span", "text or path"], rows)

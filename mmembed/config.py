@@ -107,8 +107,11 @@ def from_json(default: T, values: dict[str, Any], where: str = "") -> T:
         elif type(value) is type(known[key]) or (isinstance(known[key], float) and type(value) is int):
             changes[key] = type(known[key])(value)
         else:
-            raise UsageError(f"{name} needs a {type(known[key]).__name__}, not {value!r}")
-    return replace(default, **changes)  # type: ignore[type-var]
+            raise UsageError(f"{name} needs a value of type {type(known[key]).__name__}, not {value!r}")
+    try:
+        return replace(default, **changes)  # type: ignore[type-var]
+    except UsageError as error:  # which names the field, not where it stands
+        raise UsageError(f"{where[:-1]}: {error}" if where else str(error)) from error
 
 
 def from_file(path: Path, default: Config) -> Config:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -76,12 +78,16 @@ class Dataset:
         path = root / MANIFEST
         try:
             content = json.loads(path.read_text("utf-8"))
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
                 f"{root} holds no data set ({path}: {error.strerror}); make one with `mmembed build INPUT {root}`"
             ) from error
+        except OSError as error:
+            raise UsageError(f"can't read {path}: {error.strerror}") from error
         except ValueError as error:
-            raise DatasetError(f"{path} is no valid JSON ({error}); build the data set again") from error
+            raise DatasetError(
+                f"{path} is no valid JSON ({error}): build the data set again into an empty folder"
+            ) from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
             raise DatasetError(
@@ -97,7 +103,9 @@ class Dataset:
                 {name: File(**file) for name, file in content["files"].items()},
             )
         except (KeyError, TypeError, AttributeError) as error:
-            raise DatasetError(f"{path} lacks what a manifest needs ({error}); build the data set again") from error
+            raise DatasetError(
+                f"{path} lacks what a manifest needs ({error}): build the data set again into an empty folder"
+            ) from error
 
     @classmethod
     def open_or_new(cls, root: Path) -> Dataset:
@@ -110,6 +118,8 @@ class Dataset:
             raise UsageError(f"can't build into {root}: only folders of this machine's file systems are known")
         try:
             root.mkdir(parents=True, exist_ok=True)
+            if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, "this user may not read and write in it")
             if (root / MANIFEST).exists():
                 return cls.open(root)
             other = min((path for path in root.rglob("*") if path.is_file() and not is_own(root, path)), default=None)
@@ -197,7 +207,9 @@ class Dataset:
             UsageError: it has not been run.
         """
         if name not in self.stages:
-            raise UsageError(f"{self.root} has no {name} yet: run `mmembed {name}`, or `mmembed build` for all stages")
+            raise UsageError(
+                f"the stage {name} of {self.root} has not been run: run `mmembed {name}`, or `mmembed build` for all"
+            )
         return self.stages[name]
 
     def below(self, folder: str) -> dict[str, File]:

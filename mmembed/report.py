@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 
 from mmembed.dataset import Dataset
@@ -16,6 +17,25 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = [[_cell(value) for value in row] for row in [header, *rows]]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return "\n".join("  ".join(value.ljust(width) for value, width in zip(row, widths)).rstrip() for row in cells)
+
+
+def short_path(path: str) -> str:
+    """A path for a cell of a table: of a long one the end is shown, which tells files apart."""
+    return path if len(path) <= _WIDEST_CELL else f"…{path[1 - _WIDEST_CELL :]}"
+
+
+def failures(dataset: Dataset) -> list[str]:
+    """What could not be used, by stage and kind, the most frequent first, each with one example; a line each."""
+    counts: Counter[tuple[str, str]] = Counter()
+    examples: dict[tuple[str, str], str] = {}
+    for _, rows in dataset.tables("errors"):
+        for row in rows.to_pylist():
+            kind = (row["stage"], row["error"])
+            counts[kind] += 1
+            examples.setdefault(kind, f"{row['source']}: {row['message']}")
+    return [
+        f"{count:,} {error} ({stage}), first {examples[stage, error]}" for (stage, error), count in counts.most_common()
+    ]
 
 
 def flow(dataset: Dataset) -> str:
@@ -39,6 +59,7 @@ def flow(dataset: Dataset) -> str:
         f"{extracted['errors']:,} rows in errors/",
         table(["modality", "in records", "usable", "segments", "embedded", "indexed"], rows),
     ]
+    lines += [f"errors/: {line}" for line in failures(dataset)]
     return "\n".join(lines)
 
 

@@ -125,7 +125,8 @@ class Searcher:
         return first
 
     def _targets(self, to: str) -> list[str]:
-        known = list(self.dataset.modalities("project"))
+        segments: Mapping[str, int] = self.dataset.stage("project").summary["segments"]
+        known = [modality for modality, count in segments.items() if count]
         if to not in (ANY, *known):
             raise UsageError(f"{self.dataset.root} has no embeddings of {to!r}: ask for {', '.join([*known, ANY])}")
         return known if to == ANY else [to]

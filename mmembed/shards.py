@@ -107,8 +107,10 @@ def read_checked(path: Path, sha256: str) -> bytes:
     """
     try:
         data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise DatasetError(f"{path} is missing: build again") from error
     except OSError as error:
-        raise DatasetError(f"can't read {path}: {error.strerror}; build again") from error
+        raise DatasetError(f"can't read {path}: {error.strerror}") from error
     if checksum(data) != sha256:
         raise DatasetError(
             f"{path} is not the file that dataset.json names (its checksum differs): delete it and build again"

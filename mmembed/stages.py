@@ -22,6 +22,7 @@ from mmembed.errors import MmembedError, UsageError
 from mmembed.features import read_receipt, repeated_ids, unit_files
 from mmembed.inputs import FILE_KEYS, TEXT_KEYS, open_source
 from mmembed.progress import Counts, Progress
+from mmembed.report import failures
 from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
 from mmembed.tables import merge_kinds
 from mmembed.types import Unit
@@ -96,6 +97,8 @@ def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Da
         dataset, config, "extract", mark, files, summary, ("features", "records", "errors"), input=str(input.resolve())
     )
     say(extract_line(summary))
+    for line in failures(dataset):
+        say(f"extract: {line}")
     if repeated := repeated_ids(dataset.root, receipts):
         id, places = repeated[0]
         say(

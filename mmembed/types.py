@@ -78,6 +78,8 @@ class Media:
             if isinstance(self.content, str):
                 return io.BytesIO(self.content.encode("utf-8", "surrogatepass"))  # half a pair is for Text to refuse
             return io.BytesIO(self.content)
+        if "://" in self.path:
+            raise ReadError(f"can't open {self.path}: only files are read, no URLs")
         try:
             return open(self.location, "rb")
         except OSError as error:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import complaint, mmembed
+from command import ENVIRONMENT, arguments, complaint, mmembed
 
 import mmembed as package
 from mmembed.dataset import Dataset
+from mmembed.report import short_path
 
 MODALITIES = ("image", "text", "audio")
 
@@ -150,6 +152,42 @@ def test_a_configuration_file_does_what_flags_do(small: Path, tmp_path: Path) ->
     assert dataset.config["extract"] == Dataset.open(small).config["extract"]
     assert dataset.config["fit"]["dim"] == 6  # a flag is stronger than the file
     assert {space.dim for space in dataset.modalities("project").values()} == {6}
+
+
+def test_errors_are_explained_on_the_screen(built: Path, faulty: Path) -> None:
+    said = mmembed("info", built).stdout
+    assert "errors/: 1 DecodeError (segment), first manifest.jsonl:22: " in said
+    assert "errors/: 2 ReadError (" not in said  # a missing file and a broken line are of different stages
+    assert "can't open missing.flac" in said
+    assert "errors/: 1 ReadError (read), first manifest.jsonl:61: the line is no JSON" in said
+
+
+def test_why_no_record_could_be_used_stands_before_what_came_of_it(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": 1, "text": "a"}\n{"id": 2, "text": "b"}\n', "utf-8")
+    said = mmembed("build", tmp_path / "in.jsonl", tmp_path / "out", "--workers", 1, expect=2).stderr
+    reason = "extract: 2 ReadError (read), first in.jsonl:1: a record needs an id that is a non-empty string, not 1"
+    assert reason in said.splitlines()
+
+
+def test_a_reader_that_has_enough_is_no_error(small: Path) -> None:
+    words = arguments("query", small, "--text", "a heart", "-k", 70, "--json")
+    with subprocess.Popen(words, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
+@pytest.mark.parametrize("flags", [["--runner=Nope"], ["--runner=DataflowRunner"]])
+def test_a_runner_that_can_not_be_had_is_one_line(small: Path, tmp_path: Path, flags: list[str]) -> None:
+    result = mmembed("extract", Dataset.open(small).input, tmp_path / "out", "--", *flags, expect=2)
+    assert "after `--`" in complaint(result)
+
+
+def test_a_long_path_is_shown_by_its_end() -> None:
+    assert short_path("images/frog.png") == "images/frog.png"
+    shown = short_path("pictures/" * 20 + "frog.png")
+    assert len(shown) == 60
+    assert shown.startswith("…") and shown.endswith("pictures/frog.png")
 
 
 def test_the_sample_is_written_by_the_command(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,15 @@ def test_a_damaged_manifest_is_a_dataset_error_and_no_new_data_set(
             opened(tmp_path)
 
 
+def test_what_this_user_may_not_read_or_write_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out" / MANIFEST).mkdir(parents=True)  # can't be read as a file, whoever tries
+    with pytest.raises(UsageError, match=f"can't read .*{MANIFEST}"):
+        Dataset.open(tmp_path / "out")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    with pytest.raises(UsageError, match="can't build into .*: this user may not read and write in it"):
+        Dataset.open_or_new(tmp_path / "new")
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_commit_keeps_the_stages_before_it_and_drops_those_after(dataset: Dataset, stage: str) -> None:
     place = STAGES.index(stage)
@@ -115,7 +125,7 @@ def test_a_stage_with_a_missing_or_shortened_file_is_not_done_and_others_are(dat
 
 
 def test_a_stage_that_was_not_run_is_a_usage_error_that_names_the_command(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="has no fit yet: run `mmembed fit`"):
+    with pytest.raises(UsageError, match="the stage fit of .* has not been run: run `mmembed fit`"):
         build(tmp_path, random_rows(2, ["image"], 6), ["image"], until="extract").modalities("fit")
 
 

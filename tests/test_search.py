@@ -271,6 +271,12 @@ def test_a_wrong_question_is_answered_with_what_exists(
         searcher(dataset).search(query, to, k)
 
 
+def test_a_modality_that_no_record_has_is_not_offered(tmp_path: Path) -> None:
+    dataset = build(tmp_path, random_rows(4, ["text"], DIM), ["image", "text"])
+    with pytest.raises(UsageError, match="no embeddings of 'image': ask for text, any"):
+        searcher(dataset).search(Query.of(text="1 0 0 0 0 0"), "image")
+
+
 def test_an_encoder_of_another_version_is_refused(dataset: Dataset) -> None:
     changed = Searcher(dataset, {**ENCODERS, "text": (Numbers(), Same("text", "2"))})
     with pytest.raises(SpaceError, match=r"test-text@2\[6\]"):

@@ -42,10 +42,14 @@ def open_source(path: Path) -> Source:
     }
     if ":/" in str(path):
         raise UsageError(f"can't read {path}: only files of this machine's file systems are known")
-    if not path.is_file():
-        raise UsageError(f"there is no manifest {path}")
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name the manifest, a file whose name ends in {', '.join(readers)}")
     if path.suffix not in readers:
         raise UsageError(f"can't tell the form of {path}: a manifest's name ends in {', '.join(readers)}")
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UsageError(f"can't read the manifest {path}: {error.strerror}") from error
     return readers[path.suffix](path)
 
 

@@ -70,7 +70,10 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     os.environ.update(WORKER_ENVIRONMENT)  # worker processes inherit it
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     threading.excepthook = hide_lost_connections
-    job = pipeline(engine, len(elements))
+    try:
+        job = pipeline(engine, len(elements))
+    except (ValueError, ImportError) as error:  # an unknown runner, a flag that it lacks, a package that it needs
+        raise UsageError(f"Beam can't run with the flags after `--`: {' '.join(str(error).split())}") from error
     _ = job | "Units" >> beam.Create(elements) | stage >> transform
     try:
         with threadpool_limits(1):
@@ -80,11 +83,11 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     except KeyboardInterrupt:
         kill_processes()
         raise
-    except RuntimeError as error:
-        # An exception of a worker process arrives as the text of its traceback.
-        raise _from_traceback(stage, str(error)) from error
     except Exception as error:
-        raise _from_traceback(stage, "".join(traceback.format_exception(error))) from error
+        # An exception of a worker process arrives as the text of its traceback.
+        there = isinstance(error, RuntimeError) and "Traceback (most recent call last)" in str(error)
+        text = str(error) if there else "".join(traceback.format_exception(error))
+        raise _from_traceback(stage, text) from error
 
 
 def _without_place(message: str) -> str:

@@ -191,11 +191,11 @@ def test_a_reader_travels_to_workers(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, message", [("missing.jsonl", "there is no manifest"), ("in.csv", "can't tell the form")]
+    "name, message", [("missing.jsonl", "can.t read the manifest"), ("in.csv", "can't tell the form")]
 )
 def test_what_is_no_manifest_is_a_usage_error(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "in.csv").touch()
     with pytest.raises(UsageError, match=message):
         open_source(tmp_path / name)
-    with pytest.raises(UsageError, match="there is no manifest"):
+    with pytest.raises(UsageError, match="is a folder"):
         open_source(tmp_path)
