@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, is_dataclass, replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -28,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.beam_flags = beam_flags
     if beam_flags and "workers" not in options:
         return _fail("this command runs no pipeline: it takes no flags for Beam after `--`", _EXIT_USAGE)
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     logging.basicConfig(level=logging.ERROR, format="mmembed: %(message)s")  # Beam warns of what nobody here uses
     try:
         code = int(options.run(options))
@@ -109,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     made = command("query", _query, "Nearest neighbours of a text, a picture, a sound or a record.")
     made.add_argument("root", metavar="OUT", type=Path)
     kinds = made.add_mutually_exclusive_group(required=True)
-    kinds.add_argument("--text", metavar="TEXT")
+    kinds.add_argument("--text", metavar="TEXT", help="--text=-x where it begins with a dash")
     kinds.add_argument("--image", metavar="FILE", type=Path)
     kinds.add_argument("--audio", metavar="FILE", type=Path)
     kinds.add_argument("--id", metavar="ID")
@@ -159,7 +162,7 @@ def _config(options: argparse.Namespace, stored: dict[str, Any] | None = None) -
     """
     from mmembed.config import Config, from_file, from_json
 
-    config = from_json(Config(), stored or {})
+    start = config = from_json(Config(), stored or {})
     if options.sections and options.config:
         from_the_file = from_file(options.config, config)
         config = replace(config, **{section: getattr(from_the_file, section) for section in options.sections})
@@ -171,7 +174,15 @@ def _config(options: argparse.Namespace, stored: dict[str, Any] | None = None) -
             for name in tables:
                 table = table.setdefault(name, {})
             table[key] = value
-    return from_json(config, given)
+    config = from_json(config, given)
+    for key in ("dim", "holdout", "group_column"):
+        chosen = key in given.get("fit", {}) or getattr(config.fit, key) != getattr(start.fit, key)
+        if chosen and config.fit.maps:
+            raise UsageError(
+                f"fit.{key} can't be chosen with the maps of {config.fit.maps}, which bring their own dimension and "
+                "split; to fit here instead, add --maps ''"
+            )
+    return config
 
 
 def _cores() -> int:

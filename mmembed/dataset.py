@@ -96,7 +96,7 @@ class Dataset:
             )
         try:
             return cls(
-                root,
+                root.absolute(),  # workers may have another working directory
                 content["input"],
                 content["config"],
                 {name: Stage(**stage) for name, stage in content["stages"].items()},
@@ -129,7 +129,7 @@ class Dataset:
             raise UsageError(
                 f"{root} is no data set and not empty (it holds {other.relative_to(root)}): choose another folder"
             )
-        return cls(root)
+        return cls(root.absolute())
 
     def moved(self, input: Path) -> Dataset:
         """This data set with its input at another place, written to disk; what was made from it stays."""

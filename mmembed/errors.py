@@ -1,7 +1,7 @@
 """The error tree.
 
 MmembedError
-├── UsageError        a flag, a path or a configuration is wrong: nothing was done (exit code 2)
+├── UsageError        a flag, a path, a configuration or the input as a whole can't serve (exit code 2)
 ├── DatasetError      a file of OUT/ does not fit its manifest (exit code 1)
 │   └── SpaceError    a vector of one space met a map, shard or index of another
 └── RecordError       one record or segment can't be used: it becomes a row of errors/, the run goes on
@@ -16,7 +16,7 @@ class MmembedError(Exception):
 
 
 class UsageError(MmembedError):
-    """A flag, a path or a configuration is wrong; nothing was done."""
+    """A flag, a path, a configuration or the input as a whole can't serve; the stage that found it did nothing."""
 
 
 class DatasetError(MmembedError):

@@ -19,6 +19,9 @@ from mmembed.shards import read_table
 from mmembed.splits import HELD_OUT
 from mmembed.tables import vectors_from_arrow
 
+VERSION = "1"
+"""Of the way figures are computed: a change of it needs another one, so that what was made before is made again."""
+
 CUTOFFS = (1, 5, 10)
 """The k of recall@k."""
 

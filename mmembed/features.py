@@ -32,13 +32,8 @@ def write_unit(
     dims: Mapping[str, int],
     configuration: str,
 ) -> None:
-    """Write a unit's files: features by modality, errors if there are any, and last the records: the unit's receipt.
-
-    What another configuration left is gone first, so that no receipt ever stands above files that it does not mean.
-    """
+    """Write a unit's files: features by modality, errors if there are any, and last the records: the unit's receipt."""
     number, mark = unit.number, {"fingerprint": unit_fingerprint(unit, configuration)}
-    for folder in ("records", "errors"):
-        (root / shard_path(folder, number)).unlink(missing_ok=True)
     for name, items in segments.items():
         write_table(root / shard_path(f"features/{name}", number), features_table(items, dims[name]), mark)
     if failures:

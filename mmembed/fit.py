@@ -38,7 +38,7 @@ from mmembed.types import Space
 Matrix = NDArray[np.float64]
 Ridges = dict[str, float]
 
-VERSION = "1"
+VERSION = "2"
 """Of the way maps are learned: a change of it needs another one, so that maps of both never count as one space."""
 
 FOLDS = 5
@@ -254,7 +254,8 @@ class _Whitening:
         for (a, b), cross in self.cross.items():
             block[place[a], place[b]] = self.weights[a, b] * roots[a][:, None] * cross * roots[b]
             block[place[b], place[a]] = block[place[a], place[b]].T
-        count = min(most, *(len(values) for values in self.values.values()))
+        # No more than some two modalities can share: a narrow third one must not cut off what the others have.
+        count = min(most, sorted(len(values) for values in self.values.values())[-2])
         _, vectors = eigh(block, subset_by_index=[ends[-1] - count, ends[-1] - 1])
         vectors = vectors[:, ::-1]
         vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), range(count)] < 0, -1, 1)

@@ -16,6 +16,9 @@ from mmembed.shards import fingerprint, write_bytes
 from mmembed.tables import vectors_from_arrow
 from mmembed.types import Space
 
+VERSION = "1"
+"""Of the way indexes are built: a change of it needs another one, so that what was made before is made again."""
+
 ENTRIES = "index/index.json"
 """JSON: an `index_entry` for each modality."""
 

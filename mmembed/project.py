@@ -17,6 +17,9 @@ from mmembed.splits import group_of, split_of
 from mmembed.tables import embeddings_schema, metadata_column, vectors_from_arrow, vectors_to_arrow
 from mmembed.types import Space
 
+VERSION = "1"
+"""Of the way embeddings are made: a change of it needs another one, so that what was made before is made again."""
+
 
 def embeddings_table(
     features: pa.Table,

@@ -168,7 +168,7 @@ class Searcher:
         """Row numbers of a record's segments by modality. Only id columns are read, and unchecked: what is used of the
         rows found is read again, checked."""
         found, part = {}, ""
-        for modality in self._targets(ANY):
+        for modality in self._targets(ANY) if _is_unicode(id) else ():
             start = 0
             for path, file in self.dataset.below(f"embeddings/{modality}").items():
                 # A record lies in the part of one number in all modalities: once found, no other needs a look.
@@ -237,6 +237,11 @@ def _mean(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     """The mean of vectors (n, k), of unit length."""
     mean: NDArray[np.float32] = normalize_rows(vectors.mean(axis=0, keepdims=True))[0]
     return mean
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether this is text; an argument of the command line that is no UTF-8 arrives with halves of surrogate pairs."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _positions(path: Path, id: str) -> list[int]:

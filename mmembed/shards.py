@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from mmembed.errors import DatasetError
 
 TEMPORARY_SUFFIX = ".mmembed-tmp"
-_FOOTER_KEY = b"mmembed"
+_FOOTER_KEY, _FOOTER_CHECKSUM_KEY = b"mmembed", b"mmembed_sha256"
 _ROW_GROUP_ROWS = 8192  # 4 MB of 128 float32: large enough to scan fast, small enough to read a few rows
 
 
@@ -62,7 +62,8 @@ def write_table(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
     Args:
         footer: JSON values kept in the file's own metadata; `read_footer` gives them back.
     """
-    table = table.replace_schema_metadata({_FOOTER_KEY: json.dumps(footer, sort_keys=True).encode()})
+    value = json.dumps(footer, sort_keys=True).encode()
+    table = table.replace_schema_metadata({_FOOTER_KEY: value, _FOOTER_CHECKSUM_KEY: checksum(value)})
     buffer = pa.BufferOutputStream()
     # Vectors don't repeat: a dictionary of them costs time and space.
     plain = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]
@@ -79,14 +80,14 @@ def read_table(data: bytes) -> pa.Table:
 
 
 def read_footer(path: Path) -> dict[str, Any] | None:
-    """What `write_table` put into the footer; None where there is no such file or it is not one of ours."""
+    """What `write_table` put into the footer; None where there is no such file, or a footer not ours."""
     try:
         with path.open("rb") as file:  # a name given to pyarrow may be taken for a URL
             metadata = pq.read_metadata(file).metadata or {}
-    except (OSError, pa.ArrowInvalid):
+    except (OSError, pa.ArrowException):
         return None
-    footer = metadata.get(_FOOTER_KEY)
-    return json.loads(footer) if footer else None
+    footer = metadata.get(_FOOTER_KEY, b"")
+    return json.loads(footer) if metadata.get(_FOOTER_CHECKSUM_KEY) == checksum(footer).encode() else None
 
 
 def checksum(data: bytes | memoryview) -> str:

@@ -43,7 +43,7 @@ def say(line: str) -> None:
 
 def build(input: Path, root: Path, config: Config, engine: Engine) -> Dataset:
     """All stages in a row; each is skipped where nothing that goes into it has changed."""
-    config = with_maps(config)
+    config = with_maps(config, root)
     dataset = extract(input, Dataset.open_or_new(root), config, engine)
     dataset = fit(dataset, config, engine)
     dataset = project(dataset, config, engine)
@@ -108,15 +108,21 @@ def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Da
     return dataset
 
 
-def with_maps(config: Config) -> Config:
-    """With the maps of another data set, its dimension and its split count: what is held out was held out there."""
+def with_maps(config: Config, root: Path) -> Config:
+    """With the maps of another data set, its dimension and its split count: what is held out was held out there.
+
+    Raises:
+        UsageError: there are no such maps, or they are those of `root` itself, which fitting is to make.
+    """
     if not config.fit.maps:
         return config
-    root = Path(config.fit.maps).resolve()
-    other = Dataset.open(root)
+    maps = Path(config.fit.maps).resolve()
+    if maps == root.resolve():
+        raise UsageError(f"maps = {config.fit.maps!r}: must be another data set than the one that is built")
+    other = Dataset.open(maps)
     fitted = from_json(Config(), dict(other.config)).fit
     dim = other.stage("fit").summary["output"]["dim"]
-    taken = FitConfig(dim=dim, holdout=fitted.holdout, group_column=fitted.group_column, maps=str(root))
+    taken = FitConfig(dim=dim, holdout=fitted.holdout, group_column=fitted.group_column, maps=str(maps))
     return replace(config, fit=taken)
 
 
@@ -127,7 +133,7 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         UsageError: no two modalities ever come together in a record that is not held out.
         SpaceError: the maps of the other data set are for other features.
     """
-    config = with_maps(config)
+    config = with_maps(config, dataset.root)
     if config.fit.maps:
         return _take_maps(dataset, config, Dataset.open(Path(config.fit.maps)))
     from mmembed.fit import MOMENTS, VERSION, AccumulateBlock, ReadMoments, WriteMaps
@@ -170,13 +176,15 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
 
 def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     """Features to embeddings/."""
-    from mmembed.project import ProjectUnit, load_maps
+    from mmembed.project import VERSION, ProjectUnit, load_maps
 
     maps = load_maps(dataset)
     kinds = dataset.stage("extract").summary["kinds"]
     split = (config.fit.holdout, config.fit.group_column)
     marks = {
-        name: fingerprint(dataset.files[f"maps/{name}.safetensors"].sha256, to_json(config.project), split, kinds)
+        name: fingerprint(
+            VERSION, dataset.files[f"maps/{name}.safetensors"].sha256, to_json(config.project), split, kinds
+        )
         for name in maps
     }
     mark = fingerprint(_checksums(dataset, "features", "records"), marks)
@@ -214,10 +222,10 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
 
 def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     """Embeddings to index/."""
-    from mmembed.index import WriteIndex, index_entry
+    from mmembed.index import VERSION, WriteIndex, index_entry
 
     names = list(dataset.modalities("project"))
-    mark = fingerprint(_checksums(dataset, "embeddings"))
+    mark = fingerprint(VERSION, _checksums(dataset, "embeddings"))
     if dataset.is_done("index", mark):
         say("index: up to date")
         return dataset
@@ -237,10 +245,10 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
 
 def evaluate(dataset: Dataset) -> Dataset:
     """Embeddings of held-out records to evaluation.json, and the dataset card README.md."""
+    from mmembed.evaluate import VERSION, format_table
     from mmembed.evaluate import evaluate as measure
-    from mmembed.evaluate import format_table
 
-    mark = fingerprint(_checksums(dataset, "features", "embeddings"))
+    mark = fingerprint(VERSION, _checksums(dataset, "features", "embeddings"))
     if dataset.is_done("evaluate", mark):
         say("evaluate: up to date")
         return dataset
@@ -305,7 +313,7 @@ def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
 
 def _check_group_column(dataset: Dataset, key: str) -> None:
     """Raise UsageError for a key that no record has: near twins would silently end up on both sides of the split."""
-    known = [*FILE_KEYS, *TEXT_KEYS, *dataset.stage("extract").summary["kinds"]]
+    known = ["id", *FILE_KEYS, *TEXT_KEYS, *dataset.stage("extract").summary["kinds"]]
     if key and key not in known:
         raise UsageError(f"no record has the group column {key!r}; their keys are {', '.join(known)}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -72,7 +73,7 @@ class Media:
         """The bytes as a readable, seekable file.
 
         Raises:
-            ReadError: the file is missing or can't be opened.
+            ReadError: the file is missing, can't be opened, or is none (a folder, a pipe, a device, a URL).
         """
         if self.content is not None:
             if isinstance(self.content, str):
@@ -81,6 +82,8 @@ class Media:
         if "://" in self.path:
             raise ReadError(f"can't open {self.path}: only files are read, no URLs")
         try:
+            if not stat.S_ISREG(os.stat(self.location).st_mode):  # a pipe or a device might never end
+                raise ReadError(f"can't open {self.path}: it is no regular file")
             return open(self.location, "rb")
         except OSError as error:
             raise ReadError(f"can't open {self.path}: {error.strerror}") from error

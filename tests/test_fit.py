@@ -218,6 +218,26 @@ def test_fewer_records_than_features_are_enough_for_maps_that_are_above_chance()
     assert recall_at_1(maps, planted(200, dims, seed=1), "image", "text") > 0.5
 
 
+def test_a_narrow_modality_takes_nothing_from_the_others() -> None:
+    views = planted(600, {"audio": 4, "image": 30, "text": 24}, noise=0.4)
+    alone, _ = fit({name: views[name] for name in ("image", "text")})
+    maps, report = fit(views)
+    assert report["output"]["dim"] > 4
+    fresh = planted(200, {"audio": 4, "image": 30, "text": 24}, noise=0.4, seed=1)
+    assert recall_at_1(maps, fresh, "image", "text") >= recall_at_1(alone, fresh, "image", "text") - 0.05
+    assert recall_at_1(maps, fresh, "audio", "text") > 10 / 200  # chance is 1 / 200
+
+
+def test_a_pair_that_was_seldom_seen_does_not_take_the_first_directions() -> None:
+    views = planted(1000, {"audio": 150, "image": 30, "text": 24}, noise=2.0)
+    present = everything(views)
+    present["audio"] = np.arange(1000) < 40  # fewer than its features: correlations of near 1, all of them noise
+    maps, _ = fit(views, 6, present)
+    alone, _ = fit({name: views[name] for name in ("image", "text")}, 6)
+    fresh = planted(300, {"audio": 150, "image": 30, "text": 24}, noise=2.0, seed=1)
+    assert recall_at_1(maps, fresh, "image", "text") >= recall_at_1(alone, fresh, "image", "text") - 0.05
+
+
 def test_two_groups_of_modalities_that_never_meet_are_each_fitted() -> None:
     views = planted(200, {"image": 8, "text": 9, "audio": 10, "speech-like": 11}, factors=3)
     first = np.arange(200) < 100

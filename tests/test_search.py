@@ -261,7 +261,7 @@ def test_a_query_is_exactly_one_thing(given_: dict[str, Any], named: str) -> Non
         (Query.of(text=""), "any", 1, "the text query can't be used: there is nothing in it"),
         (Query.of(text="nan 0 0 0 0 0"), "any", 1, "not finite"),
         (Query.of(image=Path("/nowhere/a.png")), "any", 1, "can't open /nowhere/a.png: No such file"),
-        (Query.of(image=Path("/")), "any", 1, "can't open /: Is a directory"),
+        (Query.of(image=Path("/")), "any", 1, "can't open /: it is no regular file"),
     ],
 )
 def test_a_wrong_question_is_answered_with_what_exists(

@@ -181,6 +181,15 @@ def test_a_truncated_table_has_no_footer(tmp_path: Path) -> None:
     assert read_footer(tmp_path / "a") is None
 
 
+def test_a_damaged_footer_is_none(tmp_path: Path) -> None:
+    write_table(tmp_path / "a", table(), {"fingerprint": "x", "rows": 3})
+    whole = (tmp_path / "a").read_bytes()
+    start = whole.index(b'{"fingerprint"')
+    for place in range(start, start + len('{"fingerprint": "x", "rows": 3}')):
+        (tmp_path / "a").write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        assert read_footer(tmp_path / "a") is None
+
+
 @pytest.mark.parametrize("place", [0, 499, 999])
 def test_a_single_flipped_bit_is_noticed(tmp_path: Path, place: int) -> None:
     content = bytearray(range(250)) * 4
@@ -194,7 +203,7 @@ def test_a_single_flipped_bit_is_noticed(tmp_path: Path, place: int) -> None:
 
 
 def test_a_missing_file_is_a_dataset_error(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="No such file"):
+    with pytest.raises(DatasetError, match="is missing: build again"):
         read_checked(tmp_path / "a", "")
 
 

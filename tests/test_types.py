@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from dataclasses import FrozenInstanceError
 from pathlib import Path
@@ -57,6 +58,15 @@ def test_a_file_that_cannot_be_opened_is_a_read_error_in_the_users_words(path: s
     with pytest.raises(ReadError, match=f"can't open {path}: ") as raised:
         Media(path, folder=str(tmp_path)).open()
     assert str(tmp_path) not in str(raised.value)
+
+
+def test_what_is_no_file_on_this_machine_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for a writer for ever
+    for path in ("pipe.png", "/dev/zero"):
+        with pytest.raises(ReadError, match=f"can't open {path}: it is no regular file"):
+            Media(path, folder=str(tmp_path)).content_hash()
+    with pytest.raises(ReadError, match="can't open https://example.org/a.png: only files are read, no URLs"):
+        Media("https://example.org/a.png", folder=str(tmp_path)).open()
 
 
 def test_a_text_with_half_a_surrogate_pair_can_still_be_opened_and_hashed() -> None:

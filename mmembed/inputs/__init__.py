@@ -16,11 +16,15 @@ TEXT_KEYS = ("text",)
 """Keys of a record that hold the content itself."""
 
 
+UNIT_BYTES = 128 << 20
+"""Of a unit, at most, as far as single records allow: a worker holds one unit's records and the media within them."""
+
+
 class Source(Protocol):
     """A readable form of input; picklable, so that workers read their units themselves."""
 
     def units(self, records: int) -> list[Unit]:
-        """All units in order, of at most so many records each; media are not read."""
+        """All units in order, of at most so many records and UNIT_BYTES each; media are not read."""
 
     def read(self, unit: Unit) -> tuple[list[Record], list[Failure]]:
         """The records of one unit, and what of it is no record."""
@@ -50,7 +54,7 @@ def open_source(path: Path) -> Source:
         path.open("rb").close()
     except OSError as error:
         raise UsageError(f"can't read the manifest {path}: {error.strerror}") from error
-    return readers[path.suffix](path)
+    return readers[path.suffix](path.absolute())  # workers may have another working directory
 
 
 def parse_records(rows: Iterable[tuple[str, Any]], folder: str) -> tuple[list[Record], list[Failure]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import datetime
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,56 +13,83 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmembed.errors import UsageError
-from mmembed.inputs import FILE_KEYS, TEXT_KEYS, parse_records
-from mmembed.shards import checksum
+from mmembed.errors import ReadError, UsageError
+from mmembed.inputs import FILE_KEYS, TEXT_KEYS, UNIT_BYTES, parse_records
+from mmembed.shards import checksum, fingerprint
 from mmembed.types import Failure, Record, Unit
 
 
 @dataclass(frozen=True)
 class Parquet:
-    """A Parquet file. A unit is some rows of one row group: its place is (row group, first row in it, first row)."""
+    """A Parquet file. A unit is some rows of one row group, or some small row groups as a whole: its place is (first
+    row group, how many, first row in it, first row in the file)."""
 
     path: Path
 
     def units(self, records: int) -> list[Unit]:
-        """Units of at most `records` rows, within row groups.
+        """Units of at most `records` rows and, by the mean of a row group's rows, UNIT_BYTES.
 
         A unit's fingerprint is that of the file's footer (sizes, offsets, statistics) and its place: data sets
         with media inside are too large to be read for a fingerprint.
         """
         footer = checksum(_footer(self.path))
         metadata = pq.read_metadata(self.path)
-        units: list[Unit] = []
-        first = 0
-        for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            for start in range(0, rows, records):
-                count = min(records, rows - start)
-                place = (group, start, first + start)
-                units.append(Unit(len(units), count, f"{footer}:{group}:{start}:{count}", place))
-            first += rows
-        return units
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        places = _places([(group.num_rows, group.total_byte_size) for group in groups], records)
+        return [
+            Unit(number, rows, fingerprint(footer, place, rows), place) for number, (place, rows) in enumerate(places)
+        ]
 
     def read(self, unit: Unit) -> tuple[list[Record], list[Failure]]:
         """The records of a unit. Pages before it in its row group are passed over, one batch in memory at a time."""
         return parse_records(self._rows(unit), str(self.path.parent))
 
     def _rows(self, unit: Unit) -> Iterator[tuple[str, Any]]:
-        group, start, first = unit.place
+        group, count, start, first = unit.place
         skip, wanted = start, unit.records
+        groups = range(group, group + count)
         with pq.ParquetFile(self.path) as file:
-            for batch in file.iter_batches(batch_size=unit.records, row_groups=[group], use_threads=False):
+            for batch in file.iter_batches(batch_size=unit.records, row_groups=groups, use_threads=False):
                 if skip >= batch.num_rows:
                     skip -= batch.num_rows
                     continue
-                rows = _without_nanoseconds(batch.slice(skip, wanted)).to_pylist()
+                rows = _values(batch.slice(skip, wanted))
                 for offset, row in enumerate(rows, first + unit.records - wanted):
-                    metadata = {key: _json_value(row[key]) for key in row if key not in ("id", *FILE_KEYS, *TEXT_KEYS)}
-                    yield f"{self.path.name}:row {offset}", row | metadata
+                    yield f"{self.path.name}:row {offset}", row
                 skip, wanted = 0, wanted - len(rows)
                 if not wanted:
                     return
+
+
+def _places(groups: Sequence[tuple[int, int]], records: int) -> Iterator[tuple[tuple[int, int, int, int], int]]:
+    """The places of units and their rows, from the rows and bytes of row groups: small ones whole, large ones cut."""
+    start = first = count = rows = size = 0  # of the groups that wait to become one unit
+    for number, (group_rows, group_size) in enumerate(groups):
+        if count and (rows + group_rows > records or size + group_size > UNIT_BYTES):
+            yield (start, count, 0, first), rows
+            start, first, count, rows, size = number, first + rows, 0, 0, 0
+        if group_rows <= records and group_size <= UNIT_BYTES:
+            count, rows, size = count + 1, rows + group_rows, size + group_size
+            continue
+        step = max(1, min(records, UNIT_BYTES * group_rows // max(1, group_size)))
+        for row in range(0, group_rows, step):
+            yield (number, 1, row, first + row), min(step, group_rows - row)
+        start, first = number + 1, first + group_rows
+    if rows:
+        yield (start, count, 0, first), rows
+
+
+def _values(batch: pa.RecordBatch) -> list[dict[str, Any] | ReadError]:
+    """The rows of a batch as dictionaries, metadata as JSON has it; an error for a row that Python can't hold."""
+    try:
+        rows = _without_nanoseconds(batch).to_pylist()
+    # Text that is no UTF-8; a date, duration or time zone that Python doesn't know.
+    except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:
+        if batch.num_rows == 1:
+            return [ReadError(f"a value of the row can't be read: {error}")]
+        return [value for row in range(batch.num_rows) for value in _values(batch.slice(row, 1))]
+    media = {"id", *FILE_KEYS, *TEXT_KEYS}
+    return [{key: row[key] if key in media else _json_value(row[key]) for key in row} for row in rows]
 
 
 def _footer(path: Path) -> bytes:

@@ -18,6 +18,7 @@ from mmembed.features import write_unit
 from mmembed.inputs import Source
 from mmembed.modalities import Modality
 from mmembed.steps import encode_segments, normalize_segments, segment_records
+from mmembed.transforms.threads import use_one_thread
 from mmembed.types import Batch, Failure, Segment, Unit
 
 Element = tuple[Unit, Batch]
@@ -87,6 +88,7 @@ class _Encode(beam.DoFn):
     encoders: Mapping[str, Encoder]
 
     def setup(self) -> None:
+        use_one_thread()
         for encoder in self.encoders.values():
             encoder.setup()
 

@@ -11,6 +11,7 @@ import apache_beam as beam
 
 from mmembed.fit import FOLDS
 from mmembed.moments import Moments
+from mmembed.transforms.threads import OneThread
 
 Folds = list[Moments]
 Block = tuple[int, tuple[int, ...]]
@@ -28,7 +29,10 @@ class AccumulateMoments(beam.PTransform):
     accumulate: Callable[[int, tuple[int, ...]], str]
 
     def expand(self, blocks: beam.PCollection[Block]) -> beam.PCollection[str]:
-        return blocks | "Accumulate" >> beam.MapTuple(self.accumulate)
+        return blocks | "Accumulate" >> beam.ParDo(OneThread(self._accumulate))
+
+    def _accumulate(self, block: Block) -> str:
+        return self.accumulate(*block)
 
 
 class MergeMoments(beam.CombineFn):
@@ -77,5 +81,6 @@ class FitMaps(beam.PTransform):
             blocks
             | AccumulateMoments(self.accumulate)
             | "Merge" >> beam.CombineGlobally(MergeMoments(self.read)).without_defaults()  # shuffles a few file names
-            | "Write" >> beam.FlatMap(self.write)
+            | "Write" >> beam.ParDo(OneThread(self.write))
+            | "Names" >> beam.FlatMap()
         )

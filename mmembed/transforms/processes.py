@@ -64,7 +64,7 @@ class WatchedProcess(GrpcWorkerHandler):
         code = self._process.wait()
         _running.discard(self._process)
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
-        while code and not self._closed.wait(0.2):  # until then the runner may ask more of it
+        while not self._closed.wait(0.2):  # until then the runner may ask more of it
             for process in self._run:
                 process.fail(f"WorkerError: a worker process {how}; if memory ran out, use fewer --workers")
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
+from mmembed.transforms.threads import OneThread
+
 
 @beam.typehints.with_input_types(int)
 @beam.typehints.with_output_types(int)
@@ -21,7 +23,7 @@ class ProjectFeatures(beam.PTransform):
     project: Callable[[int], None]
 
     def expand(self, units: beam.PCollection[int]) -> beam.PCollection[int]:
-        return units | "Project" >> beam.Map(self._project)
+        return units | "Project" >> beam.ParDo(OneThread(self._project))
 
     def _project(self, unit: int) -> int:
         self.project(unit)

@@ -19,17 +19,17 @@ from mmembed import errors
 from mmembed.engine import Engine
 from mmembed.errors import MmembedError, UsageError
 from mmembed.transforms.processes import hide_lost_connections, kill_processes, process_environment
+from mmembed.transforms.threads import ONE_THREAD
 
-# One process a core, each with one thread: more threads than cores are slower, and their number decides the last
-# bits of sums. The malloc settings keep glibc from giving the heap back after each picture.
-WORKER_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
+# One process a core, each with one thread: more threads than cores are slower. The malloc settings keep glibc from
+# giving the heap back after each picture.
+WORKER_ENVIRONMENT = ONE_THREAD | {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
+
+
+_EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", re.MULTILINE)
 
 
 def pipeline(engine: Engine, elements: int) -> beam.Pipeline:
@@ -84,8 +84,8 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
         kill_processes()
         raise
     except Exception as error:
-        # An exception of a worker process arrives as the text of its traceback.
-        there = isinstance(error, RuntimeError) and "Traceback (most recent call last)" in str(error)
+        # An exception of a worker process arrives as the text of its traceback, and an interruption as its name.
+        there = isinstance(error, RuntimeError) and _EXCEPTION.search(str(error))
         text = str(error) if there else "".join(traceback.format_exception(error))
         raise _from_traceback(stage, text) from error
 
@@ -96,7 +96,7 @@ def _without_place(message: str) -> str:
 
 
 def _from_traceback(stage: str, text: str) -> BaseException:
-    lines = [line for line in text.splitlines() if re.match(r"[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", line)]
+    lines = [line for line in text.splitlines() if _EXCEPTION.match(line)]
     last = _without_place(lines[-1] if lines else text.strip().splitlines()[-1])
     name, _, message = last.partition(": ")
     if name == "KeyboardInterrupt":  # it met a step that ran in this process

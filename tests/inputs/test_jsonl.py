@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mmembed.inputs.jsonl
 from mmembed.errors import UsageError
 from mmembed.inputs import open_source
 from mmembed.inputs.jsonl import JsonLines
@@ -90,7 +91,8 @@ def test_a_byte_order_mark_is_passed_over(path: Path) -> None:
         (b'{"id": "x", "text": "\xed\xa0\x80"}', "the line is no JSON in UTF-8"),
         (b'{"id": "x", "text": "x", "k": "\\udfff"}', "the line is no JSON in UTF-8"),
         (b'{"id": "x", "text": "x", "k": ' + b"9" * 5000 + b"}", "the line is no JSON in UTF-8"),
-        (b"[" * 100_000, "the line is nested too deeply"),
+        (b'{"id": "x", "text": "x", "k": ' + b"[" * 100 + b"]" * 100 + b"}", "the line is nested more than 100"),
+        (b"[" * 100_000, "the line is nested more than 100 levels deep"),
         (b"[1]", "a record is an object of keys, not list"),
         (b"null", "a record is an object of keys, not NoneType"),
         (b'{"text": "x"}', "a record needs an id that is a non-empty string, not None"),
@@ -106,6 +108,28 @@ def test_a_line_that_is_no_record_is_a_failure_that_names_it(path: Path, line: b
     assert (failure.stage, failure.error, failure.source) == ("read", "ReadError", "in.jsonl:2")
     assert failure.message.startswith(message)
     assert failure.modality == ""
+
+
+def test_nesting_of_100_levels_and_many_brackets_side_by_side_are_fine(path: Path) -> None:
+    deep = b'{"id": "a", "text": "A", "k": ' + b"[" * 99 + b"]" * 99 + b"}"
+    wide = b'{"id": "b", "text": "B", "k": [' + b",".join([b"[]"] * 300) + b"]}"
+    found, failures = read(path, deep + b"\n" + wide)
+    assert [record.id for record in found] == ["a", "b"]
+    assert not failures
+
+
+def test_a_number_too_large_for_a_float_is_missing_as_infinity_is(path: Path) -> None:
+    [record], _ = read(path, b'{"id": "a", "text": "A", "x": 1e999, "y": -1e999, "z": [Infinity, 0.5, 1e3]}')
+    assert record.metadata == {"x": None, "y": None, "z": [None, 0.5, 1000.0]}
+
+
+def test_a_unit_is_bounded_in_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmembed.inputs.jsonl, "UNIT_BYTES", 2 * len(A) + 5)
+    lines = [A, B, C, b'{"id": "d", "text": "' + b"D" * 100 + b'"}', b'{"id": "e", "text": "E"}']
+    found, failures = read(path, b"\n".join(lines), 10)
+    assert [unit.records for unit in JsonLines(path).units(10)] == [2, 1, 1, 1]
+    assert sources(found) == [(id, f"in.jsonl:{number}") for number, id in enumerate("abcde", 1)]
+    assert not failures
 
 
 @pytest.mark.parametrize(

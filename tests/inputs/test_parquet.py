@@ -6,12 +6,14 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import mmembed.inputs.parquet
 from mmembed.errors import UsageError
 from mmembed.inputs import open_source
 from mmembed.inputs.parquet import Parquet
@@ -77,10 +79,52 @@ def test_a_unit_within_a_row_group_is_read_alone(tmp_path: Path) -> None:
     source = write(tmp_path / "in.parquet", {"id": ids, "text": ids}, row_group=7)
     units = source.units(3)
     assert [unit.place for unit in units] == [
-        (0, 0, 0), (0, 3, 3), (0, 6, 6), (1, 0, 7), (1, 3, 10), (1, 6, 13), (2, 0, 14), (2, 3, 17)
+        (0, 1, 0, 0), (0, 1, 3, 3), (0, 1, 6, 6),
+        (1, 1, 0, 7), (1, 1, 3, 10), (1, 1, 6, 13),
+        (2, 1, 0, 14), (2, 1, 3, 17),
     ]  # fmt: skip
     found, _ = pickle.loads(pickle.dumps(source)).read(units[4])
     assert [record.id for record in found] == ["r10", "r11", "r12"]
+
+
+def test_small_row_groups_are_read_together(tmp_path: Path) -> None:
+    ids = [f"r{row}" for row in range(40)]
+    source = write(tmp_path / "in.parquet", {"id": ids, "text": ids}, row_group=1)
+    assert [unit.place for unit in source.units(16)] == [(0, 16, 0, 0), (16, 16, 0, 16), (32, 8, 0, 32)]
+    found, _ = source.read(source.units(16)[1])
+    assert [record.id for record in found] == ids[16:32]
+
+
+def test_a_unit_is_bounded_in_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(0)
+    images = pa.array([{"bytes": random.bytes(1000), "path": None} for _ in range(30)], FILE)
+    source = write(tmp_path / "in.parquet", {"id": [f"r{row}" for row in range(30)], "image": images}, row_group=20)
+    assert [unit.records for unit in source.units(100)] == [30]
+    monkeypatch.setattr(mmembed.inputs.parquet, "UNIT_BYTES", 7500)
+    counts = [unit.records for unit in source.units(100)]
+    assert sum(counts) == 30 and max(counts) in (6, 7)  # of a good 1,000 bytes each
+    assert [record.id for record in read(source)[0]] == [f"r{row}" for row in range(30)]
+    monkeypatch.setattr(mmembed.inputs.parquet, "UNIT_BYTES", 1)
+    assert [unit.records for unit in source.units(100)] == [1] * 30
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([1, 2**62, 3], pa.timestamp("us")),
+        pa.array([1, 2**62, 3], pa.duration("s")),
+        pa.array([1, 10**7, 3], pa.date32()),
+        pa.StringArray.from_buffers(3, pa.py_buffer(np.array([0, 1, 2, 3], np.int32)), pa.py_buffer(b"a\xffb")),
+        pa.array([[1], [2**62], [3]], pa.list_(pa.timestamp("ns"))),
+    ],
+    ids=["timestamp", "duration", "date", "text", "nested nanoseconds"],
+)
+def test_a_value_that_python_can_not_hold_is_a_failure_of_its_row_alone(tmp_path: Path, column: pa.Array) -> None:
+    found, failures = read(write(tmp_path / "in.parquet", {"id": ["a", "b", "c"], "text": ["t"] * 3, "when": column}))
+    assert "a" in {record.id for record in found}
+    assert {record.id for record in found} | {"b"} == {"a", "b", "c"}
+    assert [failure.source for failure in failures] in ([], ["in.parquet:row 1"])
+    assert len(found) + len(failures) == 3
 
 
 DAY = datetime.date(2024, 2, 29)

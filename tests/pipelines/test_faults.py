@@ -183,6 +183,24 @@ def test_a_wrong_call_leaves_a_data_set_as_it_was(small: Path) -> None:
     assert times(small) == before
 
 
+def test_a_worker_that_ends_of_itself_ends_the_run(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "ending_encoder.py").write_text(
+        "import os\n"
+        "from small_encoders import SmallText\n"
+        "class Ending(SmallText):\n"
+        "    def encode(self, batch):\n"
+        "        os._exit(0)\n"
+    )
+    path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(tmp_path)])
+    words = ("extract", Dataset.open(small).input, tmp_path / "out", *FLAGS, "--text-encoder", "ending_encoder:Ending")
+    command = arguments(*words, "--unit-records", UNIT, "--workers", 2)
+    result = subprocess.run(
+        command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == 1
+    assert "a worker process ended with exit code 0" in complaint(result)
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_encoder_that_breaks_its_promise_stops_the_run_with_one_line(
     small: Path, tmp_path: Path, workers: int

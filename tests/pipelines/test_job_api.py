@@ -1,4 +1,4 @@
-"""The extract pipeline through Beam's real job API: what pickles there, pickles on a cluster."""
+"""The pipelines through Beam's real job API: what pickles there, pickles on a cluster."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from command import ENVIRONMENT, ROOT, arguments, content, kill_group, wait_for
+from command import ENVIRONMENT, arguments, content, kill_group, wait_for
 from conftest import UNIT
-from small_encoders import FLAGS
 
 from mmembed.dataset import Dataset
 
@@ -48,7 +47,8 @@ def service(module: str, flag: str, folder: Path) -> Iterator[int]:
             process.wait()
 
 
-def test_workers_outside_the_launcher_give_the_same_bytes(small: Path, tmp_path: Path) -> None:
+def test_workers_outside_the_launcher_give_the_same_bytes(built: Path, faulty: Path, tmp_path: Path) -> None:
+    """With as many threads as cores where nobody says otherwise, and in another working directory than the launcher."""
     out = tmp_path / "out"
     with (
         service("portability.local_job_service_main", "--port", tmp_path) as job_port,
@@ -60,10 +60,9 @@ def test_workers_outside_the_launcher_give_the_same_bytes(small: Path, tmp_path:
             "--environment_type=EXTERNAL",
             f"--environment_config=localhost:{pool_port}",
         )
-        words = (Dataset.open(small).input, out, "--unit-records", UNIT, *FLAGS, "--", *beam)
-        command = arguments(*words, python=("-m", "pipelines.extract"))
-        done = subprocess.run(command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=120)
+        here = os.path.relpath(faulty), os.path.relpath(out)
+        command = arguments(*here, "--unit-records", UNIT, "--", *beam, python=("-m", "pipelines.build"))
+        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
-    folders = ("features", "records", "errors")
-    assert content(out, folders) == content(small, folders) != {}
-    assert Dataset.open(out).stage("extract") == Dataset.open(small).stage("extract")
+    assert content(out) == content(built) != {}
+    assert Dataset.open(out).stages == Dataset.open(built).stages

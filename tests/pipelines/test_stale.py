@@ -70,7 +70,7 @@ def test_a_stage_that_fails_leaves_no_claim_on_what_it_was_to_replace(copy: Path
     line = complaint(mmembed("fit", copy, "--holdout", 0.99, expect=2))
     assert "at least 10" in line
     assert list(Dataset.open(copy).stages) == ["extract"]
-    assert "no project" in complaint(mmembed("query", copy, "--text", "a star", expect=2))
+    assert "the stage project" in complaint(mmembed("query", copy, "--text", "a star", expect=2))
     assert not (copy / "evaluation.json").exists()
     assert not (copy / "maps/moments").exists()
 
@@ -98,14 +98,31 @@ def test_a_later_stage_takes_only_its_own_tables_of_a_configuration_file(copy: P
     assert config["fit"]["dim"] == 3
 
 
-def test_with_the_maps_of_another_data_set_its_held_out_records_are_held_out(small: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    words = ("--unit-records", UNIT, "--workers", 1, *FLAGS, "--holdout", 0.6, "--maps", small)
-    mmembed("build", Dataset.open(small).input, out, *words)
-    ours, theirs = Dataset.open(out), Dataset.open(small)
-    assert ours.config["fit"]["holdout"] == theirs.config["fit"]["holdout"]
+def test_with_the_maps_of_another_data_set_its_held_out_records_are_held_out(copy: Path, tmp_path: Path) -> None:
+    input, out = Dataset.open(copy).input, tmp_path / "out"
+    words = ("--unit-records", UNIT, "--workers", 1, *FLAGS)
+    mmembed("build", input, copy, *words, "--holdout", 0.4)
+    mmembed("build", input, out, *words, "--maps", copy)
+    ours, theirs = Dataset.open(out), Dataset.open(copy)
+    assert ours.config["fit"]["holdout"] == theirs.config["fit"]["holdout"] == 0.4
     assert json.loads(ours.read("evaluation.json")) == json.loads(theirs.read("evaluation.json"))
-    assert ours.config["fit"]["maps"] == str(small.resolve())
+    assert ours.config["fit"]["maps"] == str(copy.resolve())
+
+
+@pytest.mark.parametrize("flags", [["--dim", "128"], ["--config", "fit.toml"]])
+def test_what_comes_with_the_maps_of_another_data_set_can_not_be_chosen(
+    small: Path, tmp_path: Path, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("fit.toml").write_text("[fit]\nholdout = 0.3\n")
+    words = ("build", Dataset.open(small).input, tmp_path / "out", *FLAGS, "--maps", small, *flags)
+    assert "can't be chosen with the maps of" in complaint(mmembed(*words, expect=2))
+
+
+def test_a_data_set_does_not_take_its_own_maps(copy: Path) -> None:
+    words = ("build", Dataset.open(copy).input, copy, *FLAGS, "--maps", copy)
+    assert "must be another data set" in complaint(mmembed(*words, expect=2))
+    assert "index" in Dataset.open(copy).stages
 
 
 def test_flags_for_beam_are_refused_where_no_pipeline_runs(small: Path) -> None:

@@ -1,0 +1,37 @@
+"""One thread a process for the libraries of linear algebra: their number decides the last bits of sums."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import apache_beam as beam
+from threadpoolctl import threadpool_limits
+
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def use_one_thread() -> None:
+    """For a worker process, whoever started it."""
+    os.environ.update(ONE_THREAD)  # libraries that are loaded later
+    threadpool_limits(1)  # those that are there
+
+
+@dataclass
+class OneThread(beam.DoFn):
+    """Calls a function with each element, in a process of one thread; gives what it gives."""
+
+    function: Callable[[Any], Any]
+
+    def setup(self) -> None:
+        use_one_thread()
+
+    def process(self, element: Any) -> Iterator[Any]:
+        yield self.function(element)
