@@ -257,6 +257,7 @@ def test_a_query_is_exactly_one_thing(given_: dict[str, Any], named: str) -> Non
         (Query.of(text="1 0 0 0 0 0"), "video", 1, "no embeddings of 'video': ask for image, text, any"),
         (Query.of(audio=Path("a.wav")), "any", 1, "no map of audio queries: ask with image, text"),
         (Query.of(id="nobody"), "any", 1, "no embeddings of a record with the id 'nobody'"),
+        (Query.of(id="\udcff"), "any", 1, "no embeddings of a record with the id"),  # no UTF-8 on the command line
         (Query.of(text="one two"), "any", 1, "the text query can't be used: no numbers: one two"),
         (Query.of(text=""), "any", 1, "the text query can't be used: there is nothing in it"),
         (Query.of(text="nan 0 0 0 0 0"), "any", 1, "not finite"),
