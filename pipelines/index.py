@@ -6,7 +6,7 @@ The graph, built of the transforms in `mmembed.transforms`:
 
 Same functions and same flags as `mmembed index`; on a cluster, for instance:
 
-    python -m pipelines.index OUT -- --runner=DataflowRunner --project=… --region=… --temp_location=gs://…
+    python -m pipelines.index OUT -- --runner=PortableRunner --job_endpoint=HOST:PORT
 """
 
 import sys

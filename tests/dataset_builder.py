@@ -176,28 +176,27 @@ def _project(
     for number, rows in enumerate(units):
         metadata = {row.id: row.metadata for row in rows}
         for name in modalities:
-            items = _unit_segments(rows, name)
-            vectors = np.array([item.data for item in items], np.float32).reshape(-1, dim)
+            segments = _unit_segments(rows, name)
+            vectors = np.array([segment.data for segment in segments], np.float32).reshape(-1, dim)
             columns = {
-                "id": pa.array([item.id for item in items], pa.string()),
-                "segment": pa.array([item.number for item in items], pa.int32()),
-                "span": pa.array([item.span for item in items], schema.field("span").type),
-                "media": pa.array([item.media for item in items], pa.string()),
-                "split": pa.array([HELD_OUT if item.id in held_out else TRAIN for item in items], pa.string()),
+                "id": pa.array([segment.id for segment in segments], pa.string()),
+                "segment": pa.array([segment.number for segment in segments], pa.int32()),
+                "span": pa.array([segment.span for segment in segments], schema.field("span").type),
+                "media": pa.array([segment.media for segment in segments], pa.string()),
+                "split": pa.array([HELD_OUT if s.id in held_out else TRAIN for s in segments], pa.string()),
                 "embedding": vectors_to_arrow(normalize_rows(vectors), schema.field("embedding").type),
             }
             if kinds:
                 columns["metadata"] = metadata_column(
-                    [metadata[item.id] for item in items], schema.field("metadata").type, kinds
+                    [metadata[segment.id] for segment in segments], schema.field("metadata").type, kinds
                 )
             path = shard_path(f"embeddings/{name}", number)
             write_table(
                 dataset.root / path, pa.table([columns[key] for key in schema.names], schema=schema), {"unit": number}
             )
-            files[path] = describe(dataset.root, path, len(items))
+            files[path] = describe(dataset.root, path, len(segments))
     spaces = {name: asdict(Space("test-shared", "1", dim)) for name in modalities}
-    segments = {name: sum(len(_unit_segments(rows, name)) for rows in units) for name in modalities}
-    summary = {"folders": ["embeddings"], "spaces": spaces, "segments": segments, "dtype": dtype, "kinds": kinds}
+    summary = {"folders": ["embeddings"], "spaces": spaces, "dtype": dtype, "kinds": kinds}
     return dataset.commit("project", Stage("p", summary), files)
 
 
