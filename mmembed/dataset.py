@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import os
@@ -119,7 +118,7 @@ class Dataset:
         try:
             root.mkdir(parents=True, exist_ok=True)
             if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-                raise PermissionError(errno.EACCES, "this user may not read and write in it")
+                raise UsageError(f"can't build into {root}: this user may not read and write in it")
             if (root / MANIFEST).exists():
                 return cls.open(root)
             other = min((path for path in root.rglob("*") if path.is_file() and not is_own(root, path)), default=None)

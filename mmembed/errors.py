@@ -16,7 +16,7 @@ class MmembedError(Exception):
 
 
 class UsageError(MmembedError):
-    """A flag, a path, a configuration or the input as a whole can't serve; the stage that found it did nothing."""
+    """A flag, a path, a configuration or the input as a whole can't serve."""
 
 
 class DatasetError(MmembedError):

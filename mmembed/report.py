@@ -59,7 +59,6 @@ def flow(dataset: Dataset) -> str:
         f"{extracted['errors']:,} rows in errors/",
         table(["modality", "in records", "usable", "segments", "embedded", "indexed"], rows),
     ]
-    lines += [f"errors/: {line}" for line in failures(dataset)]
     return "\n".join(lines)
 
 
@@ -71,6 +70,7 @@ def build_summary(dataset: Dataset) -> str:
 def info(dataset: Dataset) -> str:
     """What a data set holds."""
     lines = [f"{dataset.root}: made from {dataset.input}", flow(dataset)]
+    lines += [f"errors/: {line}" for line in failures(dataset)]
     lines += [f"features of {name}: {space}" for name, space in dataset.modalities("extract").items()]
     if "project" in dataset.stages:
         spaces = sorted({str(space) for space in dataset.modalities("project").values()})

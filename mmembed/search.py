@@ -168,7 +168,7 @@ class Searcher:
         """Row numbers of a record's segments by modality. Only id columns are read, and unchecked: what is used of the
         rows found is read again, checked."""
         found, part = {}, ""
-        for modality in self._targets(ANY) if _is_unicode(id) else ():
+        for modality in self._targets(ANY):
             start = 0
             for path, file in self.dataset.below(f"embeddings/{modality}").items():
                 # A record lies in the part of one number in all modalities: once found, no other needs a look.
@@ -239,11 +239,6 @@ def _mean(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
     return mean
 
 
-def _is_unicode(text: str) -> bool:
-    """Whether this is text; an argument of the command line that is no UTF-8 arrives with halves of surrogate pairs."""
-    return not any("\ud800" <= character <= "\udfff" for character in text)
-
-
 def _positions(path: Path, id: str) -> list[int]:
     """The rows of an embeddings file that are of a record."""
     try:
@@ -251,7 +246,9 @@ def _positions(path: Path, id: str) -> list[int]:
             ids = file.read(["id"], use_threads=False)["id"]
     except (OSError, pa.ArrowException) as error:
         raise DatasetError(f"can't read {path} ({error}): build the data set again") from error
-    return [int(row) for row in np.flatnonzero(pc.equal(ids, id).to_numpy())]
+    # As bytes: what is no UTF-8 on the command line arrives with halves of surrogate pairs, and equals no id.
+    same = pc.equal(ids.cast(pa.binary()), id.encode("utf-8", "surrogatepass"))
+    return [int(row) for row in np.flatnonzero(same.to_numpy())]
 
 
 def _neighbour(rank: int, score: float, modality: str, row: Mapping[str, Any], kinds: Mapping[str, str]) -> Neighbour:

@@ -196,7 +196,13 @@ def _project(
             )
             files[path] = describe(dataset.root, path, len(segments))
     spaces = {name: asdict(Space("test-shared", "1", dim)) for name in modalities}
-    summary = {"folders": ["embeddings"], "spaces": spaces, "dtype": dtype, "kinds": kinds}
+    summary = {
+        "folders": ["embeddings"],
+        "spaces": spaces,
+        "segments": {name: sum(len(_unit_segments(rows, name)) for rows in units) for name in modalities},
+        "dtype": dtype,
+        "kinds": kinds,
+    }
     return dataset.commit("project", Stage("p", summary), files)
 
 

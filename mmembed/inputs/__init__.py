@@ -15,7 +15,6 @@ FILE_KEYS = ("image", "audio")
 TEXT_KEYS = ("text",)
 """Keys of a record that hold the content itself."""
 
-
 UNIT_BYTES = 128 << 20
 """Of a unit, at most, as far as single records allow: a worker holds one unit's records and the media within them."""
 

@@ -28,7 +28,6 @@ WORKER_ENVIRONMENT = ONE_THREAD | {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
 
-
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", re.MULTILINE)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command import ENVIRONMENT, arguments, complaint, content, members, mmembed, started, times, wait_for
+from command import ENVIRONMENT, Result, arguments, complaint, content, members, mmembed, started, times, wait_for
 from conftest import UNIT
 from small_encoders import FLAGS
 
@@ -183,20 +184,25 @@ def test_a_wrong_call_leaves_a_data_set_as_it_was(small: Path) -> None:
     assert times(small) == before
 
 
-def test_a_worker_that_ends_of_itself_ends_the_run(small: Path, tmp_path: Path) -> None:
-    (tmp_path / "ending_encoder.py").write_text(
+def extract_with(encode: str, small: Path, folder: Path, workers: int) -> Result:
+    """Extract with a text encoder whose `encode(self, batch)` has one line."""
+    (folder / "faulty_encoder.py").write_text(
         "import os\n"
         "from small_encoders import SmallText\n"
-        "class Ending(SmallText):\n"
+        "class Faulty(SmallText):\n"
         "    def encode(self, batch):\n"
-        "        os._exit(0)\n"
+        f"        {encode}\n"
     )
-    path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(tmp_path)])
-    words = ("extract", Dataset.open(small).input, tmp_path / "out", *FLAGS, "--text-encoder", "ending_encoder:Ending")
-    command = arguments(*words, "--unit-records", UNIT, "--workers", 2)
-    result = subprocess.run(
+    path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(folder)])
+    words = ("extract", Dataset.open(small).input, folder / "out", *FLAGS, "--text-encoder", "faulty_encoder:Faulty")
+    command = arguments(*words, "--unit-records", UNIT, "--workers", workers)
+    return subprocess.run(
         command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def test_a_worker_that_ends_of_itself_ends_the_run(small: Path, tmp_path: Path) -> None:
+    result = extract_with("os._exit(0)", small, tmp_path, 2)
     assert result.returncode == 1
     assert "a worker process ended with exit code 0" in complaint(result)
 
@@ -205,21 +211,16 @@ def test_a_worker_that_ends_of_itself_ends_the_run(small: Path, tmp_path: Path) 
 def test_an_encoder_that_breaks_its_promise_stops_the_run_with_one_line(
     small: Path, tmp_path: Path, workers: int
 ) -> None:
-    (tmp_path / "broken_encoder.py").write_text(
-        "from small_encoders import SmallText\n"
-        "class Broken(SmallText):\n"
-        "    def encode(self, batch):\n"
-        "        return super().encode(batch)[:, :3]\n"
-    )
-    path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(tmp_path)])
-    words = ("extract", Dataset.open(small).input, tmp_path / "out", *FLAGS, "--text-encoder", "broken_encoder:Broken")
-    command = arguments(*words, "--unit-records", UNIT, "--workers", workers)
-    result = subprocess.run(
-        command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
-    )
+    result = extract_with("return super().encode(batch)[:, :3]", small, tmp_path, workers)
     assert result.returncode == 1
-    line = complaint(result)
-    assert "small-text" in line
+    assert "small-text" in complaint(result)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_an_encoder_is_named_with_its_kind_and_place(small: Path, tmp_path: Path, workers: int) -> None:
+    result = extract_with("raise RuntimeError('no GPU here')", small, tmp_path, workers)
+    assert result.returncode == 1
+    assert re.search(r"RuntimeError: no GPU here.*faulty_encoder.py:5", complaint(result))
 
 
 def peak_memory(manifest: Path, out: Path) -> int:
