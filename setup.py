@@ -26,6 +26,10 @@ setup(
         "pillow>=11,<13",  # decoding pictures
         "soundfile>=0.13,<1",  # reading sounds: its wheel carries libsndfile, with MP3
         "soxr>=0.5,<2",  # resampling, also of streams
+        "braceexpand>=0.1.7",  # inputs like shard-{00000..00099}.tar
+        "ImageHash>=4.3",  # near duplicates among pictures
+        "datasketch>=2,<3",  # near duplicates among texts; 1 has other hashes
+        "py3langid>=0.3",  # filters by language; its model lies in its wheel
         "wordllama==0.4.0.post1",  # its wheel carries the weights of the text encoder; another version, other vectors
         "tokenizers>=0.20",  # reads wordllama's tokenizer
         "safetensors>=0.5",  # reads wordllama's weights; the format of maps/
@@ -46,6 +50,9 @@ setup(
             "duckdb>=1.1",  # the README's ways to load the Parquet are tested
             "datasets>=3,<6",  # likewise
             "resvg-py",  # draws the pictures of the real test set
+            "moto[server]>=5",  # an S3 server on this machine: remote inputs are tested
+            "boto3",  # what Beam reads s3:// with
+            "onnxruntime>=1.20",  # voice activity by silero-vad, which is installed without its dependencies
         ]
     },
     entry_points={"console_scripts": ["mmembed = mmembed.cli:main"]},

@@ -7,7 +7,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass, replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -19,11 +20,12 @@ from mmembed.errors import MmembedError, UsageError
 if TYPE_CHECKING:
     from mmembed.types import Neighbour
 
-_EXIT_USAGE, _EXIT_FAILED, _EXIT_INTERRUPTED = 2, 1, 130
+_EXIT_FAILED, _EXIT_USAGE, _EXIT_ERRORS, _EXIT_INTERRUPTED = 1, 2, 3, 130
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0, 1 for a failure, 2 for a wrong call, 130 for an interruption."""
+    """Run a command; the exit code is 0, 1 for a failure, 2 for a wrong call, 3 for too many records with errors, 130
+    for an interruption."""
     own, beam_flags = _split(list(sys.argv[1:] if arguments is None else arguments))
     options = _parser().parse_args(own)
     options.beam_flags = beam_flags
@@ -91,8 +93,18 @@ def _parser() -> argparse.ArgumentParser:
         ("extract", ("extract",), "Raw records to features."),
     ):
         made = command(name, _build if name == "build" else _extract, help)
-        made.add_argument("input", metavar="INPUT", type=Path, help="a manifest: .jsonl or .parquet")
+        made.add_argument(
+            "input",
+            metavar="INPUT",
+            help="a manifest (.jsonl, .csv, .tsv, also .gz; .parquet), WebDataset .tar files, a folder of files, a "
+            "data set of Hugging Face; a path, a URL of a file system that Beam knows, or a pattern (*, **, {00..99})",
+        )
         _stage_arguments(made, sections)
+        made.add_argument("--retry-errors", action="store_true", help="try again what is in errors/")
+        made.add_argument("--overwrite", action="store_true", help="extract again what another configuration made")
+        made.add_argument(
+            "--dry-run", action="store_true", help="only say what would be read, and estimate size and time"
+        )
     for name, sections, help in (
         ("fit", ("fit",), "Features to maps."),
         ("project", ("project",), "Features to embeddings."),
@@ -105,9 +117,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, run, help in (
         ("evaluate", _evaluate, "Retrieval between all modalities, on held-out records."),
         ("info", _info, "What a data set holds."),
+        ("errors", _errors, "What could not be used, and why: counts by stage and kind, and examples."),
         ("verify", _verify, "Check every file of a data set."),
     ):
-        command(name, run, help).add_argument("root", metavar="OUT", type=Path)
+        made = command(name, run, help)
+        made.add_argument("root", metavar="OUT", type=Path)
+        if name == "info":
+            made.add_argument("--history", action="store_true", help="what each build did")
 
     made = command("query", _query, "Nearest neighbours of a text, a picture, a sound or a record.")
     made.add_argument("root", metavar="OUT", type=Path)
@@ -145,14 +161,24 @@ def _field_arguments(group: argparse._ArgumentGroup, config: Any, path: str, pre
         if is_dataclass(value):
             _field_arguments(group, value, f"{path}.{item.name}", f"{item.name}-")
             continue
-        group.add_argument(
-            f"--{prefix}{item.name}".replace("_", "-"),
-            dest=f"{path}.{item.name}",
-            type=type(value),
-            default=MISSING,
-            metavar=type(value).__name__.upper(),
-            help=f"{item.metadata.get('help', '')} (default: {value!r})".strip(),
-        )
+        flag, dest = f"--{prefix}{item.name}".replace("_", "-"), f"{path}.{item.name}"
+        help = item.metadata.get("help", "")
+        if isinstance(value, bool):
+            group.add_argument(flag, dest=dest, action=argparse.BooleanOptionalAction, default=MISSING, help=help)
+        elif isinstance(value, tuple):
+            group.add_argument(flag, dest=dest, action=_Append, default=MISSING, metavar="STR", help=help)
+        else:
+            kind = type(value)
+            help = f"{help} (default: {value!r})".strip()
+            group.add_argument(flag, dest=dest, type=kind, default=MISSING, metavar=kind.__name__.upper(), help=help)
+
+
+class _Append(argparse.Action):
+    """A flag that may be repeated; the default of `append` would be the start of its list."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        before = getattr(namespace, self.dest)
+        setattr(namespace, self.dest, [*([] if before is MISSING else before), values])
 
 
 def _config(options: argparse.Namespace, stored: dict[str, Any] | None = None) -> Any:
@@ -212,27 +238,73 @@ def _build(options: argparse.Namespace) -> int:
     from mmembed import stages
     from mmembed.report import build_summary
 
-    dataset = stages.build(options.input, options.root, _config(options), _engine(options))
+    config, engine = _config(options), _engine(options)
+    if options.dry_run:
+        return _dry_run(options, config)
+    with _writing(options.root):
+        dataset = stages.build(options.input, options.root, config, engine, _request(options))
     print(build_summary(dataset))
-    return 0
+    return _judge_errors(dataset, config)
 
 
 def _extract(options: argparse.Namespace) -> int:
     from mmembed import stages
     from mmembed.dataset import Dataset
 
-    dataset = Dataset.open_or_new(options.root)
-    stages.extract(options.input, dataset, _config(options, dict(dataset.config)), _engine(options))
+    engine = _engine(options)
+    request = _request(options)
+    if options.dry_run:
+        return _dry_run(options, _config(options))
+    with _writing(options.root):
+        dataset = Dataset.open_or_new(options.root, request.overwrite)
+        config = _config(options, dict(dataset.config))
+        dataset = stages.extract(options.input, dataset, config, engine, request)
+    return _judge_errors(dataset, config)
+
+
+def _dry_run(options: argparse.Namespace, config: Any) -> int:
+    from mmembed.forecast import forecast
+
+    print(forecast(options.input, options.root, config, options.workers))
     return 0
+
+
+def _request(options: argparse.Namespace) -> Any:
+    from mmembed.stages import Request
+
+    return Request(options.retry_errors, options.overwrite)
+
+
+@contextmanager
+def _writing(root: Path) -> Iterator[None]:
+    """The folder of a data set, made if need be, that nobody else writes into meanwhile."""
+    from mmembed.dataset import locked, make_folder
+
+    make_folder(root)
+    with locked(root):
+        yield
+
+
+def _judge_errors(dataset: Any, config: Any) -> int:
+    from mmembed.stages import error_rate
+
+    rate, most = error_rate(dataset), config.extract.max_error_rate
+    if rate <= most:
+        return 0
+    return _fail(
+        f"{rate:.1%} of the records have errors, more than --max-error-rate {most:g}; all others are done. "
+        f"See `mmembed errors {dataset.root}`, mend them, and run the same command again",
+        _EXIT_ERRORS,
+    )
 
 
 def _later_stage(options: argparse.Namespace) -> int:
     from mmembed import stages
     from mmembed.dataset import Dataset
 
-    dataset = Dataset.open(options.root)
-    config = _config(options, dict(dataset.config))
-    getattr(stages, options.stage)(dataset, config, _engine(options))
+    config = _config(options, dict(Dataset.open(options.root).config))
+    with _writing(options.root):
+        getattr(stages, options.stage)(Dataset.open(options.root), config, _engine(options))
     return 0
 
 
@@ -241,16 +313,27 @@ def _evaluate(options: argparse.Namespace) -> int:
     from mmembed.dataset import EVALUATION, Dataset
     from mmembed.evaluate import format_table
 
-    dataset = stages.evaluate(Dataset.open(options.root))
+    Dataset.open(options.root)
+    with _writing(options.root):
+        dataset = stages.evaluate(Dataset.open(options.root))
     print(format_table(json.loads(dataset.read(EVALUATION))))
+    return 0
+
+
+def _errors(options: argparse.Namespace) -> int:
+    from mmembed.dataset import Dataset
+    from mmembed.report import errors
+
+    print(errors(Dataset.open(options.root)))
     return 0
 
 
 def _info(options: argparse.Namespace) -> int:
     from mmembed.dataset import Dataset
-    from mmembed.report import info
+    from mmembed.report import history, info
 
-    print(info(Dataset.open(options.root)))
+    dataset = Dataset.open(options.root)
+    print(history(dataset) if options.history else info(dataset))
     return 0
 
 
@@ -286,7 +369,7 @@ def _as_json(neighbours: Sequence[Neighbour]) -> str:
 
 
 def _as_table(neighbours: Sequence[Neighbour]) -> str:
-    from mmembed.inputs import FILE_KEYS
+    from mmembed.inputs.rows import TEXT_MODALITIES
     from mmembed.report import short_path, table
 
     rows = [
@@ -296,7 +379,7 @@ def _as_table(neighbours: Sequence[Neighbour]) -> str:
             n.modality,
             n.id,
             " ".join(f"{value:g}" for value in n.span),
-            short_path(n.media) if n.modality in FILE_KEYS else n.media,
+            n.media if n.modality in TEXT_MODALITIES else short_path(n.media),
         ]
         for n in neighbours
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, TypeVar
 
 from mmembed.encoders import Encoder, resolve
 from mmembed.errors import UsageError
+from mmembed.inputs import Choice
 from mmembed.modalities import Modality, option
 from mmembed.modalities.audio import Audio
 from mmembed.modalities.image import Image
@@ -27,6 +29,18 @@ class ExtractConfig:
     """How raw records become features."""
 
     unit_records: int = option(256, "records of one unit of work, and rows of one file")
+    id_column: str = option("", "the key of the id (default: id; of folders and archives, the name)")
+    image_column: tuple[str, ...] = option((), "a key of pictures (default: image); repeatable")
+    text_column: tuple[str, ...] = option((), "a key of texts (default: text); repeatable, for several captions")
+    audio_column: tuple[str, ...] = option((), "a key of sounds (default: audio); repeatable")
+    limit: int = option(0, "only the first so many records of the input; 0: all")
+    sample: float = option(1.0, "only this share of the records, chosen by a hash of their ids")
+    dedup: str = option("none", "leave out records that are copies of earlier ones: exact, near or none")
+    max_error_rate: float = option(0.05, "above this share of records with an error, the exit code is 3")
+    allow_outside: bool = option(False, "media paths of a manifest may leave its folder")
+    allow_private_hosts: bool = option(False, "media URLs may name hosts of private networks and this machine")
+    fetch_timeout: float = option(30.0, "seconds for one media URL")
+    fetch_megabytes: int = option(100, "the largest body of a media URL")
     image: Image = Image()
     text: Text = Text()
     audio: Audio = Audio()
@@ -36,6 +50,18 @@ class ExtractConfig:
 
     def __post_init__(self) -> None:
         _require(self.unit_records >= 1, "unit_records", self.unit_records, "at least 1")
+        _require(self.limit >= 0, "limit", self.limit, "at least 0")
+        _require(0 < self.sample <= 1, "sample", self.sample, "above 0, and at most 1")
+        _require(self.dedup in ("exact", "near", "none"), "dedup", self.dedup, "exact, near or none")
+        _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "0 to 1")
+        _require(self.fetch_timeout > 0, "fetch_timeout", self.fetch_timeout, "above 0 seconds")
+        _require(self.fetch_megabytes >= 1, "fetch_megabytes", self.fetch_megabytes, "at least 1")
+
+    @property
+    def choice(self) -> Choice:
+        """What of the input is read."""
+        media = {"image": self.image_column, "text": self.text_column, "audio": self.audio_column}
+        return Choice(self.id_column, media, self.allow_outside, self.limit, self.sample)
 
 
 @dataclass(frozen=True)
@@ -85,7 +111,8 @@ def modalities(config: ExtractConfig) -> dict[str, tuple[Modality, Encoder]]:
 
 def to_json(config: Any) -> dict[str, Any]:
     """A configuration as JSON values."""
-    return asdict(config)
+    values: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return values
 
 
 def from_json(default: T, values: dict[str, Any], where: str = "") -> T:
@@ -104,6 +131,8 @@ def from_json(default: T, values: dict[str, Any], where: str = "") -> T:
             if not isinstance(value, dict):
                 raise UsageError(f"{name} needs a table of keys, not {value!r}")
             changes[key] = from_json(known[key], value, f"{name}.")
+        elif isinstance(known[key], tuple) and isinstance(value, list | tuple):
+            changes[key] = tuple(_require_string(item, name) for item in value)
         elif type(value) is type(known[key]) or (isinstance(known[key], float) and type(value) is int):
             changes[key] = type(known[key])(value)
         else:
@@ -112,6 +141,11 @@ def from_json(default: T, values: dict[str, Any], where: str = "") -> T:
         return replace(default, **changes)  # type: ignore[type-var]
     except UsageError as error:  # which names the field, not where it stands
         raise UsageError(f"{where[:-1]}: {error}" if where else str(error)) from error
+
+
+def _require_string(value: Any, name: str) -> str:
+    _require(isinstance(value, str) and bool(value), name, value, "a list of strings that are not empty")
+    return str(value)
 
 
 def from_file(path: Path, default: Config) -> Config:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
+import platform
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,17 +17,19 @@ from typing import Any
 import pyarrow as pa
 
 import mmembed
-from mmembed.errors import DatasetError, UsageError
+from mmembed.errors import DatasetError, UsageError, VersionError
 from mmembed.shards import TEMPORARY_SUFFIX, read_checked, read_table, write_json
 from mmembed.types import Space
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
+LOCK = ".lock"
 CARD = "README.md"
 EVALUATION = "evaluation.json"
 
 _OWN = re.compile(
-    r"((records|errors|(features|embeddings)/[^/]+)/part-\d{5,}\.parquet"
+    r"((records|errors|dropped|stamps|(features|embeddings)/[^/]+)/part-\d{5,}\.parquet"
+    r"|scratch/.+"
     r"|maps/([^/]+\.safetensors|fit\.json|moments/block-\d{5}\.safetensors)"
     r"|index/([^/]+\.faiss|index\.json))"
 )
@@ -58,6 +63,7 @@ class Dataset:
         config: the whole resolved configuration, JSON values.
         stages: by name, those that are complete.
         files: by path relative to the folder; every file but the manifest itself.
+        history: what was done, and when, the oldest first.
     """
 
     root: Path
@@ -65,6 +71,7 @@ class Dataset:
     config: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Stage] = field(default_factory=dict)
     files: Mapping[str, File] = field(default_factory=dict)
+    history: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
     def open(cls, root: Path) -> Dataset:
@@ -89,9 +96,9 @@ class Dataset:
             ) from error
         version = content.get("format_version") if isinstance(content, dict) else None
         if version != FORMAT_VERSION:
-            raise DatasetError(
+            raise VersionError(
                 f"{path} has format version {version!r}, this mmembed {mmembed.__version__} reads {FORMAT_VERSION}: "
-                "build the data set again into an empty folder"
+                "build the data set again into an empty folder, or here with --overwrite"
             )
         try:
             return cls(
@@ -100,6 +107,7 @@ class Dataset:
                 content["config"],
                 {name: Stage(**stage) for name, stage in content["stages"].items()},
                 {name: File(**file) for name, file in content["files"].items()},
+                tuple(content["history"]),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
@@ -107,20 +115,25 @@ class Dataset:
             ) from error
 
     @classmethod
-    def open_or_new(cls, root: Path) -> Dataset:
+    def open_or_new(cls, root: Path, overwrite: bool = False) -> Dataset:
         """The data set in a folder; an empty one if the folder is empty, missing, or holds a killed first run.
+
+        Args:
+            overwrite: a data set of another version is removed first.
 
         Raises:
             UsageError: the folder can't be made, or holds something else.
+            VersionError: the data set is of another version.
         """
-        if ":/" in str(root):  # of "://" pathlib leaves one slash
-            raise UsageError(f"can't build into {root}: only folders of this machine's file systems are known")
+        make_folder(root)
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
-                raise UsageError(f"can't build into {root}: this user may not read and write in it")
             if (root / MANIFEST).exists():
-                return cls.open(root)
+                try:
+                    return cls.open(root)
+                except VersionError:
+                    if not overwrite:
+                        raise
+                    remove_own(root)
             other = min((path for path in root.rglob("*") if path.is_file() and not is_own(root, path)), default=None)
         except OSError as error:
             raise UsageError(f"can't build into {root}: {error.strerror}") from error
@@ -130,9 +143,9 @@ class Dataset:
             )
         return cls(root.absolute())
 
-    def moved(self, input: Path) -> Dataset:
+    def moved(self, input: str) -> Dataset:
         """This data set with its input at another place, written to disk; what was made from it stays."""
-        dataset = replace(self, input=str(input.resolve()))
+        dataset = replace(self, input=input)
         dataset.save()
         return dataset
 
@@ -158,14 +171,19 @@ class Dataset:
         files = {path: file for path, file in self.files.items() if path.split("/")[0] in folders}
         return {"stages": stages, "files": files}
 
-    def commit(self, stage: str, value: Stage, files: Mapping[str, File], **changes: Any) -> Dataset:
-        """This data set with a stage done, and those after it not, written to disk."""
+    def commit(self, stage: str, value: Stage, files: Mapping[str, File], did: str, **changes: Any) -> Dataset:
+        """This data set with a stage done, and those after it not, written to disk.
+
+        Args:
+            did: what the stage did, for the history.
+        """
         earlier = self._before(stage)
         kept = earlier["files"]
         dataset = replace(
             self,
             stages={**earlier["stages"], stage: value},
             files=dict(sorted({**kept, **files}.items())),
+            history=(*self.history, {"time": _now(), "stage": stage, "did": did}),
             **changes,
         )
         dataset.save()
@@ -179,6 +197,7 @@ class Dataset:
             "input": self.input,
             "config": self.config,
             "stages": {name: asdict(stage) for name, stage in self.stages.items()},
+            "history": list(self.history),
             "files": {
                 name: {key: value for key, value in asdict(file).items() if value is not None}
                 for name, file in self.files.items()
@@ -236,6 +255,46 @@ class Dataset:
         return {name: Space(**space) for name, space in spaces.items()}
 
 
+def make_folder(root: Path) -> None:
+    """Make the folder of a data set, if it isn't there.
+
+    Raises:
+        UsageError: it can't be made, or not be written.
+    """
+    if ":/" in str(root):  # of "://" pathlib leaves one slash
+        raise UsageError(f"can't build into {root}: only folders of this machine's file systems are known")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"can't build into {root}: {error.strerror}") from error
+    if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        raise UsageError(f"can't build into {root}: this user may not read and write in it")
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """Nobody else writes into a data set meanwhile. The lock goes with the process, however that ends.
+
+    Raises:
+        UsageError: somebody else does.
+    """
+    import fcntl
+
+    with (root / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UsageError(
+                f"another mmembed (process {file.read().strip() or 'unknown'}) is writing into {root}: "
+                "wait for it, or choose another folder"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {platform.node()}\n")
+        file.flush()
+        yield
+
+
 def describe(root: Path, path: str, rows: int | None = None) -> File:
     """A file on disk as the manifest is to know it."""
     with (root / path).open("rb") as file:
@@ -243,10 +302,23 @@ def describe(root: Path, path: str, rows: int | None = None) -> File:
         return File(file.tell(), digest.hexdigest(), rows)
 
 
+def remove_own(root: Path) -> None:
+    """Remove the files of a data set, the manifest last, and nothing else."""
+    names = (path for path in sorted(root.rglob("*")) if path.is_file())
+    for path in names:
+        if is_own(root, path) or path.relative_to(root).as_posix() in (CARD, EVALUATION):
+            path.unlink()
+    (root / MANIFEST).unlink()
+
+
 def is_own(root: Path, path: Path) -> bool:
     """Whether a file below a data set has a name that stages write: no other is ever removed."""
     name = path.relative_to(root).as_posix()
-    return bool(_OWN.fullmatch(name)) or name.endswith(TEMPORARY_SUFFIX)
+    return bool(_OWN.fullmatch(name)) or name.endswith(TEMPORARY_SUFFIX) or name == LOCK
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _size(path: Path) -> int | None:

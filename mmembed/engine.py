@@ -14,10 +14,12 @@ class Engine:
     Attributes:
         workers: processes on this machine, at most.
         beam_flags: Beam's own flags; with any of them, they alone decide.
+        isolated: whether even one worker is a process of its own, because what it does may crash.
     """
 
     workers: int
     beam_flags: tuple[str, ...] = ()
+    isolated: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 1:

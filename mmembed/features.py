@@ -2,93 +2,273 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mmembed import files
 from mmembed.dataset import Dataset
+from mmembed.errors import MmembedError, RepeatedIdError
+from mmembed.files import Stamp
+from mmembed.scratch import Scratch
 from mmembed.shards import fingerprint, read_footer, read_table, shard_path, write_table
-from mmembed.tables import errors_table, features_table, metadata_kinds, records_table, vectors_from_arrow
-from mmembed.types import Failure, Record, Segment, Unit
+from mmembed.tables import (
+    DROPPED,
+    ERRORS,
+    STAMPS,
+    dropped_table,
+    errors_table,
+    features_table,
+    metadata_kinds,
+    records_table,
+    vectors_from_arrow,
+)
+from mmembed.types import Dropped, Failure, Record, Segment, Unit
 
 
-def unit_fingerprint(unit: Unit, configuration: str) -> str:
-    """What decides the content of a unit's files: its records and the configuration of the stage."""
-    return fingerprint(unit.fingerprint, unit.number, configuration)
+@dataclass(frozen=True)
+class Marks:
+    """Fingerprints of what decides the content of a unit's files beside its records.
+
+    Attributes:
+        unit: of the whole configuration of extraction.
+        modalities: by modality, of how its features are made.
+        dims: by modality, of its features.
+    """
+
+    unit: str
+    modalities: Mapping[str, str]
+    dims: Mapping[str, int]
+
+    def of(self, unit: Unit) -> str:
+        """The mark of a unit's files."""
+        return fingerprint(unit.fingerprint, self.unit)
 
 
-def write_unit(
-    root: Path,
-    unit: Unit,
-    records: Sequence[Record],
-    segments: Mapping[str, Sequence[Segment]],
-    failures: Sequence[Failure],
-    dims: Mapping[str, int],
-    configuration: str,
-) -> None:
-    """Write a unit's files: features by modality, errors if there are any, and last the records: the unit's receipt."""
-    number, mark = unit.number, {"fingerprint": unit_fingerprint(unit, configuration)}
-    for name, items in segments.items():
-        write_table(root / shard_path(f"features/{name}", number), features_table(items, dims[name]), mark)
+@dataclass(eq=False)
+class Contents:
+    """What was made of a unit's records.
+
+    Attributes:
+        stamps: of the files that it was read from and those that its media are in, by location.
+    """
+
+    records: Sequence[Record] = ()
+    segments: dict[str, list[Segment]] = field(default_factory=dict)
+    failures: list[Failure] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    stamps: Mapping[str, Stamp] = field(default_factory=dict)
+
+
+def write_unit(scratch: Scratch, unit: Unit, contents: Contents, marks: Marks) -> None:
+    """Write a unit's files: features by modality, errors/ and dropped/ if there are any, stamps, and last the records:
+    the unit's receipt.
+
+    Raises:
+        MmembedError: a medium that went in came out nowhere, or twice: a fault of mmembed.
+    """
+    root, number = scratch.root, unit.number
+    usable = _usable(contents)
+    footer = {"fingerprint": marks.of(unit), "without": {}}
+    for name in marks.dims:
+        table = features_table(contents.segments.get(name, []), marks.dims[name])
+        write_table(root / shard_path(f"features/{name}", number), table, footer | {"modality": marks.modalities[name]})
+    failures = [
+        replace(failure, attempts=1 + scratch.attempts(failure.id or failure.source, failure.modality))
+        for failure in contents.failures
+    ]
     if failures:
-        write_table(root / shard_path("errors", number), errors_table(failures), mark)
+        write_table(root / shard_path("errors", number), errors_table(failures), footer)
+    if contents.dropped:
+        write_table(root / shard_path("dropped", number), dropped_table(contents.dropped), footer)
+    write_table(root / shard_path("stamps", number), _stamps_table(contents, usable, scratch), footer)
+    lost = sum(not failure.modality for failure in failures)
     receipt = {
-        **mark,
-        "records": len(records),
-        "lost": unit.records - len(records),
-        "segments": {name: len(items) for name, items in segments.items()},
-        "media": {name: sum(name in record.media for record in records) for name in segments},
-        "used": {name: len({segment.id for segment in items}) for name, items in segments.items()},
+        **footer,
+        "records": len(contents.records),
+        "lost": lost,
+        "skipped": unit.records - len(contents.records) - lost,
+        "segments": {name: len(contents.segments.get(name, [])) for name in marks.dims},
+        **_counts(contents, usable, marks.dims),
         "errors": len(failures),
-        "kinds": metadata_kinds(record.metadata for record in records),
+        "dropped": len(contents.dropped),
+        "failed_records": len({failure.source for failure in failures}),
+        "kinds": metadata_kinds(record.metadata for record in contents.records),
+        "columns": sorted({m.column for record in contents.records for items in record.media.values() for m in items}),
     }
-    write_table(root / shard_path("records", number), records_table(records), receipt)
+    by_id: dict[str, list[dict[str, Any]]] = {}
+    for (id, _, _), medium in usable.items():
+        by_id.setdefault(id, []).append(medium)
+    write_table(root / shard_path("records", number), records_table(contents.records, by_id), receipt)
 
 
-def read_receipt(root: Path, unit: Unit, configuration: str) -> dict[str, Any] | None:
+Key = tuple[str, str, int]
+"""Of a medium within a unit: id of its record, modality, number."""
+
+
+def _usable(contents: Contents) -> dict[Key, dict[str, Any]]:
+    """The media that gave a segment: what records/ says of each."""
+    return {
+        (segment.id, name, segment.medium): {
+            "modality": name,
+            "content_hash": segment.content_hash,
+            "signature": segment.signature or None,
+        }
+        for name, segments in contents.segments.items()
+        for segment in reversed(segments)  # so that the first one of a medium, which carries the signature, stays
+    }
+
+
+def _counts(contents: Contents, usable: Mapping[Key, Any], names: Iterable[str]) -> dict[str, dict[str, int]]:
+    """By modality, how many media went in and what became of them: each is in exactly one of the four counts."""
+    failed = {(f.id, f.modality, f.medium) for f in contents.failures if f.modality}
+    filtered = {(d.id, d.modality, d.medium) for d in contents.dropped}
+    given = {
+        (record.id, name, medium)
+        for record in contents.records
+        for name, items in record.media.items()
+        for medium in range(len(items))
+    } | {key for key in failed if key[2] < 0}  # what could not be read as a medium has a number below 0
+    outcomes = {"used": usable.keys(), "failed": failed - usable.keys(), "filtered": filtered - usable.keys()}
+    seen = [key for keys in outcomes.values() for key in keys]
+    if len(seen) != len(given) or set(seen) != given:
+        raise MmembedError(
+            f"{len(given)} media went in, {len(seen)} came out ({sorted(given.symmetric_difference(seen))[:3]}): "
+            "this is a fault of mmembed, please report it"
+        )
+    tables = {"media": given, **outcomes, "duplicates": set()}
+    return {what: {name: sum(key[1] == name for key in keys) for name in names} for what, keys in tables.items()}
+
+
+def _stamps_table(contents: Contents, usable: Mapping[Key, Mapping[str, Any]], scratch: Scratch) -> pa.Table:
+    """The unit's files as they were read, and the hashes of those that are media."""
+    hashes = {
+        media.location: usable[key]["content_hash"]
+        for record in contents.records
+        for name, items in record.media.items()
+        for medium, media in enumerate(items)
+        if media.content is None and not media.part and (key := (record.id, name, medium)) in usable
+    }
+    rows = [
+        {"name": scratch.name_of(location), **stamp._asdict(), "content_hash": hashes.get(location)}
+        for location, stamp in sorted(contents.stamps.items())
+    ]
+    return pa.Table.from_pylist(rows, STAMPS)
+
+
+def read_receipt(root: Path, unit: Unit, marks: Marks) -> dict[str, Any] | None:
     """The receipt of a unit whose files are all there and of this configuration, None of any other."""
-    mark = unit_fingerprint(unit, configuration)
     receipt = read_footer(root / shard_path("records", unit.number))
-    if receipt is None or receipt["fingerprint"] != mark:
+    if receipt is None or receipt["fingerprint"] != marks.of(unit):
         return None
-    footers = [read_footer(root / path) for path in unit_files(unit.number, receipt)]
-    return receipt if all(footer and footer["fingerprint"] == mark for footer in footers) else None
+    mark = {key: receipt[key] for key in ("fingerprint", "without")}
+    paths = [*unit_files(unit.number, receipt), shard_path("stamps", unit.number)]
+    footers = [read_footer(root / path) for path in paths]
+    whole = all(footer and {key: footer[key] for key in mark} == mark for footer in footers)
+    return receipt if whole else None
+
+
+def unchanged(root: Path, unit: Unit, scratch: Scratch) -> bool:
+    """Whether the files that a unit was read from, and those that its media are in, are as they were."""
+    try:
+        rows = read_table((root / shard_path("stamps", unit.number)).read_bytes()).to_pylist()
+    except (OSError, pa.ArrowException):
+        return False
+    return all(
+        files.stamp(files.join(scratch.base, row["name"])) == Stamp(row["bytes"], row["modified"]) for row in rows
+    )
 
 
 def unit_files(number: int, receipt: Mapping[str, Any]) -> dict[str, int]:
-    """The files of a finished unit, by relative path, and their rows."""
-    files = {shard_path(f"features/{name}", number): rows for name, rows in receipt["segments"].items()}
-    if receipt["errors"]:
-        files[shard_path("errors", number)] = receipt["errors"]
-    return files | {shard_path("records", number): receipt["records"]}
+    """The files of a finished unit that belong to the data set, by relative path, and their rows."""
+    found = {shard_path(f"features/{name}", number): rows for name, rows in receipt["segments"].items()}
+    for folder in ("errors", "dropped"):
+        if receipt[folder]:
+            found[shard_path(folder, number)] = receipt[folder]
+    return found | {shard_path("records", number): receipt["records"]}
 
 
-def repeated_ids(root: Path, numbers: Iterable[int]) -> list[tuple[str, list[str]]]:
-    """Ids that several records have, and where each of those was read; 8 bytes a record are in memory meanwhile."""
-    paths = [root / shard_path("records", number) for number in numbers]
-    hashes = np.concatenate([np.empty(0, np.uint64), *(_id_hashes(path) for path in paths)])
-    values, counts = np.unique(hashes, return_counts=True)
-    if not (suspects := values[counts > 1]).size:
-        return []
-    places: dict[str, list[str]] = {}
-    for path in paths:
-        if not np.isin(_id_hashes(path), suspects).any():
-            continue
-        for id, source in zip(*read_table(path.read_bytes()).select(["id", "source"]).to_pydict().values()):
-            places.setdefault(id, []).append(source)
-    return [(id, found) for id, found in places.items() if len(found) > 1]
+def leave_out(root: Path, unit: Unit, without: Mapping[str, Sequence[str]], marks: Marks) -> None:
+    """Write a finished unit's files again without some of its records, which belong to others.
+
+    Args:
+        without: by id ("duplicate", reason, id of the twin) or ("repeated", reason, where its id was first used).
+    """
+    number = unit.number
+    receipt = read_receipt(root, unit, marks)
+    assert receipt is not None
+    footer = {"fingerprint": receipt["fingerprint"], "without": {id: list(why) for id, why in without.items()}}
+    records = read_table((root / shard_path("records", number)).read_bytes())
+    sources = dict(zip(records["id"].to_pylist(), records["source"].to_pylist()))
+    gone = pa.array(sorted(without), pa.string())
+    segments = {}
+    for name in receipt["segments"]:
+        path = root / shard_path(f"features/{name}", number)
+        table = read_table(path.read_bytes())
+        table = table.filter(pc.invert(pc.is_in(table["id"], gone)))
+        segments[name] = table.num_rows
+        write_table(path, table, footer | {"modality": marks.modalities[name]})
+    before = receipt["without"]
+    failures = _rows_but_of(root / shard_path("errors", number), before, sources, "error", RepeatedIdError.__name__)
+    failures += [
+        vars(Failure(id, "", None, "read", RepeatedIdError.__name__, str(RepeatedIdError.of(id, why[2])), sources[id]))
+        for id, why in without.items()
+        if why[0] == "repeated"
+    ]
+    dropped = _rows_but_of(root / shard_path("dropped", number), before, sources, "kind", "duplicate")
+    dropped += [
+        vars(Dropped(id, "", "duplicate", why[1], why[2], sources[id]))
+        for id, why in without.items()
+        if why[0] == "duplicate"
+    ]
+    tables = {"errors": pa.Table.from_pylist(failures, ERRORS), "dropped": pa.Table.from_pylist(dropped, DROPPED)}
+    for folder, table in tables.items():
+        if table.num_rows:
+            write_table(root / shard_path(folder, number), table, footer)
+    stamps = root / shard_path("stamps", number)
+    write_table(stamps, read_table(stamps.read_bytes()).replace_schema_metadata(), footer)
+    used = {
+        kind: Counter(
+            medium["modality"]
+            for id, media in zip(records["id"].to_pylist(), records["media"].to_pylist())
+            if without.get(id, ("",))[0] == kind
+            for medium in media
+        )
+        for kind in ("duplicate", "repeated")
+    }
+    whole = receipt["whole"] if "whole" in receipt else {key: receipt[key] for key in ("used", "failed")}
+    counts = {
+        "used": {name: whole["used"][name] - used["duplicate"][name] - used["repeated"][name] for name in segments},
+        "failed": {name: whole["failed"][name] + used["repeated"][name] for name in segments},
+        "duplicates": {name: used["duplicate"][name] for name in segments},
+        "errors": len(failures),
+        "dropped": len(dropped),
+        "failed_records": len({row["source"] for row in failures}),
+        "segments": segments,
+        "whole": whole,
+    }
+    table = records.replace_schema_metadata()
+    write_table(root / shard_path("records", number), table, receipt | footer | counts)
 
 
-def _id_hashes(path: Path) -> NDArray[np.uint64]:
-    ids = read_table(path.read_bytes()).column("id").to_pylist()
-    digests = b"".join(hashlib.blake2b(id.encode(), digest_size=8).digest() for id in ids)
-    return np.frombuffer(digests, np.uint64)
+def _rows_but_of(
+    path: Path, before: Mapping[str, Sequence[str]], sources: Mapping[str, str], column: str, value: str
+) -> list[dict[str, Any]]:
+    """The rows of errors/ or dropped/ but those that say of records left out before that they were."""
+    rows = read_table(path.read_bytes()).to_pylist() if path.exists() else []
+    return [
+        row
+        for row in rows
+        if not (row["id"] in before and row[column] == value and row["source"] == sources.get(row["id"]))
+    ]
 
 
 @dataclass(frozen=True, eq=False)

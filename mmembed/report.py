@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from mmembed.dataset import Dataset
 from mmembed.evaluate import format_table
 
 _WIDEST_CELL = 60
+_EXAMPLES = 5
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -26,16 +28,57 @@ def short_path(path: str) -> str:
 
 def failures(dataset: Dataset) -> list[str]:
     """What could not be used, by stage and kind, the most frequent first, each with one example; a line each."""
+    return [
+        f"{count:,} {error} ({stage}), first {examples[0]['source']}: {examples[0]['message']}"
+        for (stage, error), (count, examples) in _kinds_of_failure(dataset).items()
+    ]
+
+
+def errors(dataset: Dataset) -> str:
+    """What could not be used: counts by stage and kind of error, the most frequent first, each with examples."""
+    kinds = _kinds_of_failure(dataset)
+    if not kinds:
+        return "no errors"
+    counts = table(
+        ["rows", "stage", "error"], [[f"{count:,}", stage, error] for (stage, error), (count, _) in kinds.items()]
+    )
+    parts = [counts]
+    for (stage, error), (count, examples) in kinds.items():
+        parts.append(f"{error} ({stage})" + (f", {len(examples)} of {count:,}" if count > len(examples) else ""))
+        parts[-1] += "".join(f"\n  {_example(row)}" for row in examples)
+    return "\n\n".join(parts)
+
+
+def _kinds_of_failure(dataset: Dataset) -> dict[tuple[str, str], tuple[int, list[dict[str, Any]]]]:
+    """By stage and kind of error, how many rows of errors/, and the first few; the most frequent kind first."""
     counts: Counter[tuple[str, str]] = Counter()
-    examples: dict[tuple[str, str], str] = {}
+    examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for _, rows in dataset.tables("errors"):
         for row in rows.to_pylist():
             kind = (row["stage"], row["error"])
             counts[kind] += 1
-            examples.setdefault(kind, f"{row['source']}: {row['message']}")
-    return [
-        f"{count:,} {error} ({stage}), first {examples[stage, error]}" for (stage, error), count in counts.most_common()
-    ]
+            if len(shown := examples.setdefault(kind, [])) < _EXAMPLES:
+                shown.append(row)
+    return {kind: (count, examples[kind]) for kind, count in counts.most_common()}
+
+
+def _example(row: Mapping[str, Any]) -> str:
+    what = " ".join(word for word in (row["modality"], row["id"]) if word)
+    attempts = f" ({row['attempts']} attempts)" if row["attempts"] > 1 else ""
+    return f"{row['source']}{f' ({what})' if what else ''}: {row['message']}{attempts}"
+
+
+def leavings(dataset: Dataset) -> list[str]:
+    """What was left out on purpose, by kind and rule, each with one example; a line each."""
+    counts: Counter[str] = Counter()
+    examples: dict[str, str] = {}
+    for _, rows in dataset.tables("dropped"):
+        for row in rows.to_pylist():
+            kind = f"{row['kind']} ({row['modality']})" if row["modality"] else row["kind"]
+            counts[kind] += 1
+            twin = f", the twin of {row['twin']}" if row["twin"] else ""
+            examples.setdefault(kind, f"{row['source']}: {row['reason']}{twin}")
+    return [f"{count:,} {kind}, first {examples[kind]}" for kind, count in counts.most_common()]
 
 
 def flow(dataset: Dataset) -> str:
@@ -43,23 +86,31 @@ def flow(dataset: Dataset) -> str:
     extracted = dataset.stage("extract").summary
     embedded = dataset.stages["project"].summary["segments"] if "project" in dataset.stages else {}
     indexed = dataset.stages["index"].summary["rows"] if "index" in dataset.stages else {}
+    columns = ("media", "used", "filtered", "duplicates", "failed", "segments")
     rows = [
         [
             name,
-            f"{extracted['media'][name]:,}",
-            f"{extracted['used'][name]:,}",
-            f"{extracted['segments'][name]:,}",
+            *(f"{extracted[column][name]:,}" for column in columns),
             f"{embedded[name]:,}" if name in embedded else "-",
             f"{indexed[name]:,}" if name in indexed else "-",
         ]
         for name in extracted["spaces"]
     ]
     lines = [
-        f"{extracted['rows']:,} records in the input, {extracted['records']:,} read; "
-        f"{extracted['errors']:,} rows in errors/",
-        table(["modality", "in records", "usable", "segments", "embedded", "indexed"], rows),
+        f"{extracted['rows']:,} records in the input, {extracted['records']:,} read, "
+        f"{extracted['duplicate_records']:,} of them duplicates; {extracted['failed_records']:,} with errors "
+        f"({extracted['errors']:,} rows in errors/)",
+        table(
+            ["modality", "in", "= used", "+ filtered", "+ duplicates", "+ errors", "segments", "embedded", "indexed"],
+            rows,
+        ),
     ]
     return "\n".join(lines)
+
+
+def history(dataset: Dataset) -> str:
+    """What each run did, the oldest first."""
+    return "\n".join(f"{entry['time']}  {entry['stage']:<8}  {entry['did']}" for entry in dataset.history)
 
 
 def build_summary(dataset: Dataset) -> str:
@@ -71,6 +122,7 @@ def info(dataset: Dataset) -> str:
     """What a data set holds."""
     lines = [f"{dataset.root}: made from {dataset.input}", flow(dataset)]
     lines += [f"errors/: {line}" for line in failures(dataset)]
+    lines += [f"dropped/: {line}" for line in leavings(dataset)]
     lines += [f"features of {name}: {space}" for name, space in dataset.modalities("extract").items()]
     if "project" in dataset.stages:
         spaces = sorted({str(space) for space in dataset.modalities("project").values()})

@@ -149,14 +149,12 @@ class Searcher:
         cut, encoder = self.encoders[modality]
         encoder.setup()
         features: list[NDArray[np.float32]] = []
-        for batch in segment_records(Batch((Record("query", {modality: media}),)), {modality: cut}):
+        for batch in segment_records(Batch((Record("query", {modality: (media,)}),)), {modality: cut}):
             encoded = encode_segments(normalize_segments(batch, {modality: cut}), {modality: encoder})
-            if encoded.failures:
-                raise UsageError(f"the {modality} query can't be used: {encoded.failures[0].message}")
+            if reasons := [f.message for f in encoded.failures] + [d.reason for d in encoded.dropped]:
+                raise UsageError(f"the {modality} query can't be used: {reasons[0]}")
             if encoded.modality:
                 features += [segment.data for segment in encoded.items]
-        if not features:
-            raise UsageError(f"the {modality} query can't be used: there is nothing in it")
         return np.stack(features)
 
     def _record_vector(self, rows: Mapping[str, Sequence[int]]) -> NDArray[np.float32]:

@@ -67,7 +67,14 @@ def write_table(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
     buffer = pa.BufferOutputStream()
     # Vectors don't repeat: a dictionary of them costs time and space.
     plain = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]
-    pq.write_table(table, buffer, compression="zstd", use_dictionary=plain, row_group_size=_ROW_GROUP_ROWS)
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        use_dictionary=plain,
+        row_group_size=_ROW_GROUP_ROWS,
+        write_page_checksum=True,  # what is taken over from an earlier run is in no manifest
+    )
     write_bytes(path, memoryview(buffer.getvalue()))
 
 
@@ -75,7 +82,7 @@ def read_table(data: bytes) -> pa.Table:
     """The table of a Parquet file's bytes."""
     # Not pq.read_table: it starts a thread, which may let go of the bytes last. Where Python is ending by then, the
     # thread can't have the interpreter's lock and takes the process down (apache/arrow#34314).
-    with pq.ParquetFile(pa.BufferReader(data)) as file:
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
         return file.read(use_threads=False)
 
 

@@ -9,18 +9,19 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmembed.card import dataset_card
-from mmembed.config import Config, FitConfig, from_json, modalities, to_json
-from mmembed.dataset import CARD, EVALUATION, FORMAT_VERSION, Dataset, Stage, describe, is_own
+from mmembed.config import Config, FitConfig, from_json, to_json
+from mmembed.dataset import CARD, EVALUATION, Dataset, Stage, describe, is_own
 from mmembed.engine import Engine
-from mmembed.errors import MmembedError, UsageError
-from mmembed.features import read_receipt, repeated_ids, unit_files
-from mmembed.inputs import FILE_KEYS, TEXT_KEYS, open_source
+from mmembed.errors import CrashError, MmembedError, UsageError
+from mmembed.extraction import Extraction, refuse_other_configuration
+from mmembed.features import unit_files
+from mmembed.files import is_url
 from mmembed.progress import Counts, Progress
 from mmembed.report import failures
 from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
@@ -41,71 +42,96 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def build(input: Path, root: Path, config: Config, engine: Engine) -> Dataset:
+@dataclass(frozen=True)
+class Request:
+    """How a run treats what is there already.
+
+    Attributes:
+        retry_errors: try records with errors once more, though nothing of them has changed.
+        overwrite: extract again what another configuration, or version, extracted.
+    """
+
+    retry_errors: bool = False
+    overwrite: bool = False
+
+
+def build(input: str, root: Path, config: Config, engine: Engine, request: Request = Request()) -> Dataset:
     """All stages in a row; each is skipped where nothing that goes into it has changed."""
     config = with_maps(config, root)
-    dataset = extract(input, Dataset.open_or_new(root), config, engine)
+    dataset = extract(input, Dataset.open_or_new(root, request.overwrite), config, engine, request)
     dataset = fit(dataset, config, engine)
     dataset = project(dataset, config, engine)
     dataset = index(dataset, config, engine)
     return evaluate(dataset)
 
 
-def extract(input: Path, dataset: Dataset, config: Config, engine: Engine) -> Dataset:
-    """Raw records to features/, records/ and errors/.
+def extract(input: str, dataset: Dataset, config: Config, engine: Engine, request: Request = Request()) -> Dataset:
+    """Raw records to features/, records/, errors/ and dropped/.
+
+    Only units that are missing are done, and those whose records or media have changed; of these, features that still
+    fit are taken over.
 
     Raises:
-        UsageError: there is no such input, or it holds no records.
+        UsageError: there is no such input, it holds no records, or the data set has another configuration.
+        CrashError: a worker process was killed from outside, or workers die whatever they do.
     """
-    source = open_source(input)
-    units = source.units(config.extract.unit_records)
-    if not sum(unit.records for unit in units):
-        raise UsageError(f"{input} holds no records")
-    parts = modalities(config.extract)
-    encoders = {name: encoder for name, (_, encoder) in parts.items()}
-    spaces = {name: asdict(encoder.space) for name, encoder in encoders.items()}
-    versions = {name: modality.version for name, (modality, _) in parts.items()}
-    configuration = fingerprint(FORMAT_VERSION, to_json(config.extract), spaces, versions)
-    mark = fingerprint(configuration, [unit.fingerprint for unit in units])
-    if dataset.is_done("extract", mark):
+    if not request.overwrite:
+        refuse_other_configuration(dataset, config)
+    extraction = Extraction.of(input, dataset.root, config.extract)
+    location = input if is_url(input) else str(Path(input).absolute())
+    stale = extraction.stale(request.retry_errors)
+    if not stale and dataset.is_done("extract", extraction.mark):
         say(f"extract: up to date ({dataset.stages['extract'].summary['records']:,} records)")
-        return dataset if dataset.input == str(input.resolve()) else dataset.moved(input)
+        return dataset if dataset.input == location else dataset.moved(location)
 
     dataset = dataset.begin("extract")
-    receipt = partial(read_receipt, dataset.root, configuration=configuration)
-    todo = [unit for unit in units if receipt(unit) is None]
-    if todo:
-        from mmembed.transforms import ExtractFeatures
+    if len(stale) < len(extraction.units):
+        done = len(extraction.units) - len(stale)
+        say(f"extract: {done:,} of {len(extraction.units):,} units are there, going on with the others")
+    while True:
+        extraction.retire(stale)
+        _extract_units(extraction, stale, engine)
+        if not (stale := extraction.settle_duplicates()):
+            break
 
-        if len(todo) < len(units):
-            say(f"extract: {len(units) - len(todo):,} of {len(units):,} units are there, going on with the others")
-        transform = ExtractFeatures(
-            source, {name: modality for name, (modality, _) in parts.items()}, encoders, dataset.root, configuration
-        )
-        watched = {unit.number: partial(_receipt_counts, dataset.root, unit, configuration) for unit in todo}
-        with Progress("extract", watched, sum(unit.records for unit in todo), "records"):
-            _run("ExtractFeatures", todo, transform, engine)
-
-    receipts = {unit.number: receipt(unit) for unit in units}
-    files = {
-        path: rows
-        for number, found in receipts.items()
-        for path, rows in unit_files(number, _expect(found, f"unit {number}")).items()
-    }
-    summary = _extract_summary(units, [found for found in receipts.values() if found], spaces)
-    dataset = _commit(
-        dataset, config, "extract", mark, files, summary, ("features", "records", "errors"), input=str(input.resolve())
-    )
-    say(extract_line(summary))
+    receipts = {unit.number: _expect(extraction.receipt(unit), f"unit {unit.number}") for unit in extraction.units}
+    files = {path: rows for number, found in receipts.items() for path, rows in unit_files(number, found).items()}
+    summary = _extract_summary(extraction.units, list(receipts.values()), extraction.spaces) | extraction.changes()
+    did = extract_line(summary)
+    folders = ("features", "records", "errors", "dropped")
+    dataset = _commit(dataset, config, "extract", extraction.mark, files, summary, folders, did, input=location)
+    extraction.scratch.remove()
+    say(did)
     for line in failures(dataset):
         say(f"extract: {line}")
-    if repeated := repeated_ids(dataset.root, receipts):
-        id, places = repeated[0]
-        say(
-            f"extract: {len(repeated):,} ids belong to several records, for instance {id!r} at {' and '.join(places)}: "
-            "a query or an evaluation by id takes them for one; give each record its own id"
-        )
     return dataset
+
+
+def _extract_units(extraction: Extraction, todo: Sequence[Unit], engine: Engine) -> None:
+    """Do units, past what workers die of."""
+    extraction, in_a_row = replace(extraction, scratch=extraction.scratch.with_crashes()), 0
+    while missing := extraction.missing(todo):
+        from mmembed.transforms import ExtractFeatures
+
+        extraction.scratch.prepare(extraction.modalities)
+        transform = ExtractFeatures(
+            extraction.source,
+            extraction.modalities,
+            extraction.encoders,
+            extraction.scratch,
+            extraction.marks,
+            extraction.fetcher,
+            extraction.sign,
+        )
+        watched = {unit.number: partial(_receipt_counts, extraction, unit) for unit in missing}
+        try:
+            with Progress("extract", watched, sum(unit.records for unit in missing), "records"):
+                _run("ExtractFeatures", missing, transform, replace(engine, isolated=True))
+            return
+        except CrashError as error:
+            in_a_row = in_a_row + 1 if len(extraction.missing(missing)) == len(missing) else 1
+            extraction = extraction.after_crash(error, in_a_row)
+            say(f"extract: {error}; going on without what it was working on")
 
 
 def with_maps(config: Config, root: Path) -> Config:
@@ -169,8 +195,9 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         "output": report["output"],
         "pairs": report["pairs"],
     }
-    dataset = _commit(dataset, config, "fit", mark, files, summary, ("maps",))
-    say(f"fit: {', '.join(report['modalities'])} into {report['output']['dim']} dimensions, pairs {_pairs(report)}")
+    did = f"fit: {', '.join(report['modalities'])} into {report['output']['dim']} dimensions, pairs {_pairs(report)}"
+    dataset = _commit(dataset, config, "fit", mark, files, summary, ("maps",), did)
+    say(did)
     return dataset
 
 
@@ -215,8 +242,9 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         "dtype": config.project.dtype,
         "kinds": kinds,
     }
-    dataset = _commit(dataset, config, "project", mark, files, summary, ("embeddings",))
-    say(f"project: {_counts(summary['segments'])} segments embedded")
+    did = f"project: {_counts(summary['segments'])} segments embedded"
+    dataset = _commit(dataset, config, "project", mark, files, summary, ("embeddings",), did)
+    say(did)
     return dataset
 
 
@@ -236,10 +264,10 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     entries = {name: index_entry(dataset, name) for name in names}
     write_json(dataset.root / "index" / "index.json", entries)
     files = {f"index/{name}.faiss": entry["rows"] for name, entry in entries.items()} | {"index/index.json": None}
-    dataset = _commit(
-        dataset, config, "index", mark, files, {"rows": {n: e["rows"] for n, e in entries.items()}}, ("index",)
-    )
-    say(f"index: {_counts({name: entry['rows'] for name, entry in entries.items()})} rows")
+    rows = {name: entry["rows"] for name, entry in entries.items()}
+    did = f"index: {_counts(rows)} rows"
+    dataset = _commit(dataset, config, "index", mark, files, {"rows": rows}, ("index",), did)
+    say(did)
     return dataset
 
 
@@ -257,7 +285,8 @@ def evaluate(dataset: Dataset) -> Dataset:
     write_json(dataset.root / EVALUATION, result)
     write_bytes(dataset.root / CARD, dataset_card(dataset, format_table(result)).encode())
     folders = (EVALUATION, CARD)
-    return _commit(dataset, None, "evaluate", mark, dict.fromkeys(folders), {}, folders)
+    did = f"evaluate: {len(result['rows'])} pairs of modalities"
+    return _commit(dataset, None, "evaluate", mark, dict.fromkeys(folders), {}, folders, did)
 
 
 def _run(stage: str, elements: Sequence[Any], transform: beam.PTransform, engine: Engine) -> None:
@@ -274,6 +303,7 @@ def _commit(
     files: Mapping[str, int | None],
     summary: Mapping[str, Any],
     folders: Sequence[str],
+    did: str,
     **changes: Any,
 ) -> Dataset:
     """Remove what the stage left before and no longer means, then name its files in the manifest."""
@@ -286,7 +316,7 @@ def _commit(
     value = Stage(mark, {"folders": list(folders), **summary})
     if config is not None:
         changes["config"] = to_json(config)
-    return dataset.commit(stage, value, described, **changes)
+    return dataset.commit(stage, value, described, did.partition(": ")[2], **changes)
 
 
 def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
@@ -304,8 +334,9 @@ def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
     for path in files:
         write_bytes(dataset.root / path, other.read(path))
     summary = {**other.stage("fit").summary, "spaces": {name: asdict(ours[name]) for name in names}}
-    dataset = _commit(dataset, config, "fit", mark, dict.fromkeys(files), summary, ("maps",))
-    say(f"fit: took the maps, the dimension and the split of {other.root} for {', '.join(names)}")
+    did = f"fit: took the maps, the dimension and the split of {other.root} for {', '.join(names)}"
+    dataset = _commit(dataset, config, "fit", mark, dict.fromkeys(files), summary, ("maps",), did)
+    say(did)
     if missing := [name for name in ours if name not in names and dataset.stage("extract").summary["segments"][name]]:
         say(f"fit: it has no map for {', '.join(missing)}, which get no embeddings")
     return dataset
@@ -313,7 +344,8 @@ def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
 
 def _check_group_column(dataset: Dataset, key: str) -> None:
     """Raise UsageError for a key that no record has: near twins would silently end up on both sides of the split."""
-    known = ["id", *FILE_KEYS, *TEXT_KEYS, *dataset.stage("extract").summary["kinds"]]
+    summary = dataset.stage("extract").summary
+    known = list(dict.fromkeys(["id", *summary["columns"], *summary["kinds"]]))
     if key and key not in known:
         raise UsageError(f"no record has the group column {key!r}; their keys are {', '.join(known)}")
 
@@ -321,15 +353,24 @@ def _check_group_column(dataset: Dataset, key: str) -> None:
 def _extract_summary(
     units: Sequence[Unit], receipts: Sequence[Mapping[str, Any]], spaces: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Counts in and out, so that nothing vanishes unseen."""
+    """Counts in and out, so that nothing vanishes unseen: of media, by modality, in = used + filtered + duplicates +
+    failed; of rows, rows = records + lost."""
+    skipped = sum(receipt["skipped"] for receipt in receipts)
+    repeated = sum(why[0] == "repeated" for receipt in receipts for why in receipt["without"].values())
     return {
         "spaces": spaces,
-        "rows": sum(unit.records for unit in units),
-        "records": sum(receipt["records"] for receipt in receipts),
-        "media": {name: sum(receipt["media"][name] for receipt in receipts) for name in spaces},
-        "used": {name: sum(receipt["used"][name] for receipt in receipts) for name in spaces},
-        "segments": {name: sum(receipt["segments"][name] for receipt in receipts) for name in spaces},
+        "rows": sum(unit.records for unit in units) - skipped,
+        "records": sum(receipt["records"] for receipt in receipts) - repeated,
+        **{
+            what: {name: sum(receipt[what][name] for receipt in receipts) for name in spaces}
+            for what in ("media", "used", "filtered", "duplicates", "failed", "segments")
+        },
+        "repeated": repeated,
+        "duplicate_records": sum(len(receipt["without"]) for receipt in receipts) - repeated,
+        "failed_records": sum(receipt["failed_records"] for receipt in receipts),
         "errors": sum(receipt["errors"] for receipt in receipts),
+        "dropped": sum(receipt["dropped"] for receipt in receipts),
+        "columns": sorted({column for receipt in receipts for column in receipt["columns"]}),
         "kinds": {key: kind or "string" for key, kind in sorted(merge_kinds(r["kinds"] for r in receipts).items())},
     }
 
@@ -341,13 +382,20 @@ def extract_line(summary: Mapping[str, Any]) -> str:
         for name in summary["spaces"]
     )
     return (
-        f"extract: {summary['records']:,} of {summary['rows']:,} records; {media}; "
-        f"{summary['errors']:,} rows in errors/"
+        f"extract: {summary['records']:,} of {summary['rows']:,} records ({summary['added']:,} added, "
+        f"{summary['changed']:,} changed, {summary['removed']:,} removed); {media}; "
+        f"{summary['dropped']:,} rows in dropped/, {summary['errors']:,} rows in errors/"
     )
 
 
-def _receipt_counts(root: Path, unit: Unit, configuration: str) -> Counts | None:
-    receipt = read_receipt(root, unit, configuration)
+def error_rate(dataset: Dataset) -> float:
+    """The share of the input's records that have at least one row in errors/."""
+    summary = dataset.stage("extract").summary
+    return float(summary["failed_records"] / summary["rows"]) if summary["rows"] else 0.0
+
+
+def _receipt_counts(extraction: Extraction, unit: Unit) -> Counts | None:
+    receipt = extraction.receipt(unit)
     if receipt is None:
         return None
     return {"records": unit.records, "segments": sum(receipt["segments"].values()), "errors": receipt["errors"]}

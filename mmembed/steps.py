@@ -4,61 +4,98 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from mmembed.encoders import Encoder
-from mmembed.errors import EncodeError, RecordError
+from mmembed.errors import CrashError, EncodeError, FilteredError, ReadError, RecordError
+from mmembed.fetch import Fetcher
+from mmembed.inputs.rows import TEXT_MODALITIES
 from mmembed.modalities import Modality
-from mmembed.types import Batch, Failure, Record, Segment
+from mmembed.scratch import Scratch
+from mmembed.signatures import signature
+from mmembed.tables import vectors_from_arrow
+from mmembed.types import Batch, Dropped, Failure, Media, Record, Segment
 
 # A batch of segments is what an encoder gets at once: enough rows for a matrix product to pay, and bounded in
 # memory. Both numbers decide the shape of products and so the last bits of features: they don't depend on the runner.
 BATCH_SEGMENTS = 64
 BATCH_BYTES = 32 << 20
 
+Item = Segment | Failure | Dropped
 
-def segment_records(records: Batch, modalities: Mapping[str, Modality]) -> Iterator[Batch]:
+_PUBLIC_HOSTS = Fetcher()
+_NOTHING = Batch(())
+
+
+def segment_records(
+    records: Batch,
+    modalities: Mapping[str, Modality],
+    fetcher: Fetcher = _PUBLIC_HOSTS,
+    scratch: Scratch | None = None,
+    unit: int = 0,
+    sign: bool = False,
+) -> Iterator[Batch]:
     """Decode and cut the records of a unit: batches of segments, one modality after the other, then the records.
 
-    A record that can't be decoded becomes a failure of that modality; its other modalities stay.
+    A medium that can't be decoded becomes a failure; the record's other media stay. One that a filter leaves out
+    becomes a row of dropped/. One whose features an earlier run left comes with them, and is not decoded.
+
+    Args:
+        fetcher: of media that are named by web addresses.
+        scratch: what earlier attempts left, and where a note is left of what this one is doing.
+        unit: its number.
+        sign: whether segments carry the signature of their medium, by which near duplicates are found.
     """
     for modality in modalities.values():
-        items: list[Segment] = []
-        failures: list[Failure] = []
-        size = 0
-        for record in records.items:
-            for item in _segments(record, modality):
-                if isinstance(item, Failure):
-                    failures.append(item)
-                    continue
-                items.append(item)
+        items: list[Item] = []
+        size = count = 0
+        for item in _cut(records.items, modality, fetcher, scratch, unit, sign):
+            items.append(item)
+            if isinstance(item, Segment):
+                count += 1
                 size += _nbytes(item.data)
-                if len(items) == BATCH_SEGMENTS or size >= BATCH_BYTES:
-                    yield Batch(tuple(items), modality.name)
-                    items, size = [], 0
-        if items or failures:
-            yield Batch(tuple(items), modality.name, tuple(failures))
+                if count == BATCH_SEGMENTS or size >= BATCH_BYTES:
+                    yield _batch(items, modality.name)
+                    items, size, count = [], 0, 0
+        if items:
+            yield _batch(items, modality.name)
     yield records
 
 
-def normalize_segments(batch: Batch, modalities: Mapping[str, Modality]) -> Batch:
-    """Each segment in the form that its encoder takes; a batch of records passes through."""
+def _batch(items: Sequence[Item], modality: str, before: Batch = _NOTHING) -> Batch:
+    """Items sorted by what they are, after what an earlier step refused."""
+    return Batch(
+        tuple(item for item in items if isinstance(item, Segment)),
+        modality,
+        before.failures + tuple(item for item in items if isinstance(item, Failure)),
+        before.dropped + tuple(item for item in items if isinstance(item, Dropped)),
+    )
+
+
+def normalize_segments(
+    batch: Batch, modalities: Mapping[str, Modality], scratch: Scratch | None = None, unit: int = 0
+) -> Batch:
+    """Each segment in the form that its encoder takes; features and a batch of records pass through."""
     if not batch.modality:
         return batch
     modality = modalities[batch.modality]
-    items: list[Segment] = []
-    failures = list(batch.failures)
+    items: list[Item] = []
     for segment in batch.items:
         try:
-            items.append(replace(segment, data=modality.normalize(segment.data)))
+            _note(scratch, unit, "normalize", segment.source, batch.modality)
+            items.append(segment if segment.encoded else replace(segment, data=modality.normalize(segment.data)))
         except RecordError as error:
-            failures.append(_failure(segment, batch.modality, "normalize", error))
-    return Batch(tuple(items), batch.modality, tuple(failures))
+            items.append(_failure(segment, batch.modality, "normalize", error))
+    return _batch(items, batch.modality, batch)
 
 
-def encode_segments(batch: Batch, encoders: Mapping[str, Encoder]) -> Batch:
+def encode_segments(
+    batch: Batch, encoders: Mapping[str, Encoder], scratch: Scratch | None = None, unit: int = 0
+) -> Batch:
     """Each segment with its feature, float32 (dim,), as data; a batch of records passes through.
 
     A segment whose feature is not finite, or that its encoder refuses with a RecordError, becomes a failure.
@@ -69,13 +106,21 @@ def encode_segments(batch: Batch, encoders: Mapping[str, Encoder]) -> Batch:
     if not batch.modality or not batch.items:
         return batch
     encoder = encoders[batch.modality]
-    try:
-        encoded: list[Segment | Failure] = _encode(batch.items, batch.modality, encoder)
-    except RecordError:  # one of them was refused: find it, and keep the others
-        encoded = [item for segment in batch.items for item in _encode_alone(segment, batch.modality, encoder)]
-    items = tuple(item for item in encoded if isinstance(item, Segment))
-    failures = tuple(item for item in encoded if isinstance(item, Failure))
-    return Batch(items, batch.modality, batch.failures + failures)
+    todo = [segment for segment in batch.items if not segment.encoded]
+    encoded: list[Segment | Failure] = []
+    if todo and scratch and unit in scratch.alone:  # a worker died while it encoded several: find out of which
+        for segment in todo:
+            _note(scratch, unit, "encode one", segment.source, batch.modality)
+            encoded += _encode_alone(segment, batch.modality, encoder, scratch)
+    elif todo:
+        _note(scratch, unit, "encode", todo[0].source, batch.modality)
+        try:
+            encoded = _encode(todo, batch.modality, encoder)
+        except RecordError:  # one of them was refused: find it, and keep the others
+            encoded = [item for segment in todo for item in _encode_alone(segment, batch.modality, encoder, None)]
+    following = iter(encoded)
+    items = [segment if segment.encoded else next(following) for segment in batch.items]
+    return _batch(items, batch.modality, batch)
 
 
 def _encode(segments: Sequence[Segment], modality: str, encoder: Encoder) -> list[Segment | Failure]:
@@ -88,39 +133,134 @@ def _encode(segments: Sequence[Segment], modality: str, encoder: Encoder) -> lis
     error = EncodeError(f"the encoder {encoder.space} gave a feature that is not finite")
     finite = np.asarray(np.isfinite(features).all(axis=1))
     return [
-        replace(segment, data=feature) if ok else _failure(segment, modality, "encode", error)
+        replace(segment, data=feature, encoded=True) if ok else _failure(segment, modality, "encode", error)
         for segment, feature, ok in zip(segments, features, finite, strict=True)
     ]
 
 
-def _encode_alone(segment: Segment, modality: str, encoder: Encoder) -> list[Segment | Failure]:
+def _encode_alone(
+    segment: Segment, modality: str, encoder: Encoder, scratch: Scratch | None
+) -> list[Segment | Failure]:
     try:
+        _check_alive(scratch, segment.source, modality)
         return _encode([segment], modality, encoder)
-    except RecordError as error:
+    except (RecordError, CrashError) as error:
         return [_failure(segment, modality, "encode", error)]
 
 
-def _segments(record: Record, modality: Modality) -> Iterator[Segment | Failure]:
-    """The segments of one record, lazily, and a failure where decoding stops."""
-    media = record.media.get(modality.name)
-    if media is None:
-        return
-    number = 0
+class _Job(NamedTuple):
+    """A medium of a record, and its features where an earlier run left them."""
+
+    record: Record
+    medium: int
+    media: Media
+    features: pa.Table | None
+
+
+def _cut(
+    records: Sequence[Record],
+    modality: Modality,
+    fetcher: Fetcher,
+    scratch: Scratch | None,
+    unit: int,
+    sign: bool,
+) -> Iterator[Item]:
+    """All of one modality: the segments of each record, lazily, and what could not be used."""
+    jobs = [
+        _Job(record, medium, media, _features_of(media, modality, scratch))
+        for record in records
+        for medium, media in enumerate(record.media.get(modality.name, ()))
+    ]
+    fetched = fetcher.prefetched(job.media for job in jobs if job.features is None)
+    for source, of_record in groupby(jobs, key=lambda job: job.record.source):
+        number = 0
+        for job in of_record:
+            items: Iterator[Item]
+            if job.features is not None:
+                items = _taken_over(job, modality.name, number, job.features, scratch if sign else None)
+            else:
+                _note(scratch, unit, "segment", source, modality.name)
+                items = _segments(job, next(fetched), modality, number, scratch, sign)
+            for item in items:
+                number += isinstance(item, Segment)
+                yield item
+
+
+def _segments(
+    job: _Job, media: Media | ReadError, modality: Modality, number: int, scratch: Scratch | None, sign: bool
+) -> Iterator[Item]:
+    """The segments of one medium, lazily, and a failure where decoding stops."""
+    record, first = job.record, number
     try:
-        content_hash = media.content_hash()
-        for span, piece in modality.segment(modality.decode(media)):
+        _check_alive(scratch, record.source, modality.name)
+        if isinstance(media, ReadError):
+            raise media
+        content_hash, signed = media.content_hash, signature(modality, media) if sign else b""
+        for span, piece in modality.segment(modality.decode(media), record.metadata):
             name = piece if isinstance(piece, str) else media.path
-            yield Segment(record.id, number, span, name, content_hash, piece, record.source)
+            yield Segment(
+                record.id, number, span, name, content_hash, piece, job.medium, signature=signed, source=record.source
+            )
             number += 1
-    except RecordError as error:
-        yield Failure(record.id, modality.name, number or None, "segment", *_reason(error), record.source)
+        if number == first:
+            raise FilteredError("nothing of it is left to be encoded")
+    except FilteredError as error:
+        yield Dropped(record.id, modality.name, "filter", str(error), "", record.source, job.medium)
+    except (RecordError, CrashError) as error:
+        kind, message = _reason(error)
+        segment = number if number > first else None
+        yield Failure(record.id, modality.name, segment, "segment", kind, message, record.source, medium=job.medium)
 
 
-def _failure(segment: Segment, modality: str, stage: str, error: RecordError) -> Failure:
-    return Failure(segment.id, modality, segment.number, stage, *_reason(error), segment.source)
+def _taken_over(job: _Job, modality: str, number: int, rows: pa.Table, signed: Scratch | None) -> Iterator[Segment]:
+    """The segments of a medium as an earlier run left them."""
+    content_hash = rows["content_hash"][0].as_py()
+    found = (signed.signature(modality, content_hash) or b"") if signed else b""
+    names = rows["media"].to_pylist() if modality in TEXT_MODALITIES else [job.media.path] * rows.num_rows
+    for span, name, feature in zip(rows["span"].to_pylist(), names, vectors_from_arrow(rows["feature"])):
+        yield Segment(
+            job.record.id,
+            number,
+            tuple(span),
+            name,
+            content_hash,
+            feature,
+            job.medium,
+            encoded=True,
+            signature=found,
+            source=job.record.source,
+        )
+        number += 1
 
 
-def _reason(error: RecordError) -> tuple[str, str]:
+def _features_of(media: Media, modality: Modality, scratch: Scratch | None) -> pa.Table | None:
+    """What an earlier run left of a medium; None where it must be decoded."""
+    if not scratch or not modality.by_content or not scratch.has_features(modality.name):
+        return None
+    try:
+        content_hash = scratch.content_hash(media) or (None if media.is_web else media.content_hash)
+    except ReadError:  # met again, and told, where it is decoded
+        return None
+    return scratch.features(modality.name, content_hash) if content_hash else None
+
+
+def _check_alive(scratch: Scratch | None, source: str, modality: str) -> None:
+    """Raise CrashError for a medium that a worker died of before."""
+    if scratch and (death := scratch.death(source, modality)):
+        raise CrashError(death)
+
+
+def _note(scratch: Scratch | None, unit: int, stage: str, source: str, modality: str) -> None:
+    if scratch:
+        scratch.note(unit, stage, source, modality)
+
+
+def _failure(segment: Segment, modality: str, stage: str, error: RecordError | CrashError) -> Failure:
+    kind, message = _reason(error)
+    return Failure(segment.id, modality, segment.number, stage, kind, message, segment.source, medium=segment.medium)
+
+
+def _reason(error: RecordError | CrashError) -> tuple[str, str]:
     return type(error).__name__, str(error)
 
 

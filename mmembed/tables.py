@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import reduce
@@ -11,9 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmembed.types import Failure, Record, Segment
+from mmembed.types import Dropped, Failure, Record, Segment
 
-RECORDS = pa.schema([("id", pa.string()), ("source", pa.string()), ("record", pa.string())])
+_MEDIA = pa.list_(pa.struct([("modality", pa.string()), ("content_hash", pa.string()), ("signature", pa.binary())]))
+RECORDS = pa.schema(
+    [("id", pa.string()), ("source", pa.string()), ("record", pa.string()), ("media", _MEDIA), ("digest", pa.string())]
+)
 ERRORS = pa.schema(
     [
         ("id", pa.string()),
@@ -23,7 +27,21 @@ ERRORS = pa.schema(
         ("error", pa.string()),
         ("message", pa.string()),
         ("source", pa.string()),
+        ("attempts", pa.int32()),
     ]
+)
+DROPPED = pa.schema(
+    [
+        ("id", pa.string()),
+        ("modality", pa.string()),
+        ("kind", pa.string()),
+        ("reason", pa.string()),
+        ("twin", pa.string()),
+        ("source", pa.string()),
+    ]
+)
+STAMPS = pa.schema(
+    [("name", pa.string()), ("bytes", pa.int64()), ("modified", pa.int64()), ("content_hash", pa.string())]
 )
 _SEGMENT_COLUMNS = [
     ("id", pa.string()),
@@ -84,23 +102,40 @@ def features_table(segments: Sequence[Segment], dim: int) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def records_table(records: Sequence[Record]) -> pa.Table:
-    """Records as rows of records/: the JSON of all that the user gave, media as text or path."""
-    rows = [
-        {"id": record.id, "source": record.source, "record": json.dumps(record_json(record), ensure_ascii=False)}
-        for record in records
-    ]
+def records_table(records: Sequence[Record], usable: Mapping[str, Sequence[Mapping[str, Any]]]) -> pa.Table:
+    """Records as rows of records/: the JSON of all that the user gave, media as text or path.
+
+    Args:
+        usable: by record id, modality, content hash and signature of each medium that gave a segment.
+    """
+    rows = []
+    for record in records:
+        text, media = json.dumps(record_json(record), ensure_ascii=False), list(usable.get(record.id, ()))
+        hashes = [f"{medium['modality']}:{medium['content_hash']}" for medium in media]
+        digest = hashlib.blake2b("\n".join([text, *hashes]).encode("utf-8", "surrogatepass"), digest_size=8)
+        rows.append(
+            {"id": record.id, "source": record.source, "record": text, "media": media, "digest": digest.hexdigest()}
+        )
     return pa.Table.from_pylist(rows, RECORDS)
 
 
 def record_json(record: Record) -> dict[str, Any]:
-    """A record's media (as text or path) and metadata by their keys."""
-    return {name: media.name for name, media in record.media.items()} | dict(record.metadata)
+    """A record's media (as text or path) and metadata by the user's own keys."""
+    names: dict[str, list[str]] = {}
+    for modality, items in record.media.items():
+        for media in items:
+            names.setdefault(media.column or modality, []).append(media.name)
+    return {key: several[0] if len(several) == 1 else several for key, several in names.items()} | dict(record.metadata)
 
 
 def errors_table(failures: Sequence[Failure]) -> pa.Table:
     """Failures as rows of errors/."""
     return pa.Table.from_pylist([vars(failure) for failure in failures], ERRORS)
+
+
+def dropped_table(dropped: Sequence[Dropped]) -> pa.Table:
+    """What was left out, as rows of dropped/."""
+    return pa.Table.from_pylist([vars(item) for item in dropped], DROPPED)
 
 
 def metadata_kinds(rows: Iterable[Mapping[str, Any]]) -> dict[str, str | None]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
-import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from functools import cached_property
+from typing import Any, BinaryIO, NamedTuple
 
+from mmembed import files
 from mmembed.errors import ReadError, SpaceError
 
 Span = tuple[float, ...]
@@ -41,19 +41,37 @@ class Space:
             )
 
 
+class Part(NamedTuple):
+    """Where a medium lies within another file: a member of an archive.
+
+    Attributes:
+        location: of the archive.
+        start: its first byte there.
+        bytes: how many it has.
+    """
+
+    location: str
+    start: int
+    bytes: int
+
+
 @dataclass(frozen=True)
 class Media:
-    """One modality of one record, not decoded yet: a file, or content in memory.
+    """One medium of one record, not decoded yet: a file, a part of one, or content in memory.
 
     Attributes:
         path: as the user wrote it, "" where there is none.
         content: a text, or the bytes of a file; None says that `path` is to be read.
         folder: what a relative `path` is relative to; never part of an output.
+        part: where it is read, if it is a member of an archive.
+        column: the key of the record that it stands under.
     """
 
     path: str = ""
     content: str | bytes | None = None
     folder: str = ""
+    part: Part | None = None
+    column: str = ""
 
     def __post_init__(self) -> None:
         if not self.path and self.content is None:
@@ -61,8 +79,13 @@ class Media:
 
     @property
     def location(self) -> str:
-        """The path that can be opened from anywhere on this machine."""
-        return os.path.join(self.folder, self.path)
+        """The path or URL that can be opened from anywhere on this machine."""
+        return files.join(self.folder, self.path)
+
+    @property
+    def is_web(self) -> bool:
+        """Whether it lies behind an http(s) URL and has not been fetched."""
+        return self.content is None and files.is_web(self.location)
 
     @property
     def name(self) -> str:
@@ -73,23 +96,18 @@ class Media:
         """The bytes as a readable, seekable file.
 
         Raises:
-            ReadError: the file is missing, can't be opened, or is none (a folder, a pipe, a device, a URL).
+            ReadError: the file is missing, can't be opened, or is none (a folder, a pipe, a device).
         """
+        if isinstance(self.content, str):
+            return io.BytesIO(self.content.encode("utf-8", "surrogatepass"))  # half a pair is for Text to refuse
         if self.content is not None:
-            if isinstance(self.content, str):
-                return io.BytesIO(self.content.encode("utf-8", "surrogatepass"))  # half a pair is for Text to refuse
             return io.BytesIO(self.content)
-        if "://" in self.path:
-            raise ReadError(f"can't open {self.path}: only files are read, no URLs")
         try:
-            if not stat.S_ISREG(os.stat(self.location).st_mode):  # a pipe or a device might never end
-                raise ReadError(f"can't open {self.path}: it is no regular file")
-            return open(self.location, "rb")
-        except OSError as error:
-            raise ReadError(f"can't open {self.path}: {error.strerror}") from error
-        except ValueError as error:  # a NUL in the name, or one that the file system can't encode
-            raise ReadError(f"{self.path!r} is no path: {error}") from error
+            return files.open_slice(*self.part) if self.part else files.open_binary(self.location)
+        except ReadError as error:  # which names the location: the user knows the path, and outputs hold no folder
+            raise ReadError(str(error).replace(self.location, self.path)) from error
 
+    @cached_property
     def content_hash(self) -> str:
         """BLAKE2b-128 of the bytes, 32 hex digits; a file is read in blocks.
 
@@ -111,11 +129,12 @@ class Record:
     """What the user has: an id, some media by modality, and metadata.
 
     Attributes:
+        media: by modality at least one; several captions of a picture are several texts.
         source: where it was read, for messages: "stamps.jsonl:17".
     """
 
     id: str
-    media: Mapping[str, Media]
+    media: Mapping[str, tuple[Media, ...]]
     metadata: Mapping[str, Any] = field(default_factory=dict)
     source: str = ""
 
@@ -130,11 +149,14 @@ class Segment:
 
     Attributes:
         id: of its record.
-        number: 0, 1, … within the record and modality, in the order of the medium.
+        number: 0, 1, … within the record and modality, in the order of the media and in each of them.
         span: see `Span`.
         media: what a person is shown: the piece of text, or the path of the file.
         content_hash: of the whole medium (`Media.content_hash`).
         data: what the last step made of it: decoded, then normalized content, then the feature, float32 (dim,).
+        medium: 0, 1, …: which of the record's media of this modality it is of.
+        encoded: whether `data` is the feature.
+        signature: of the whole medium, where near duplicates are looked for.
         source: of its record.
     """
 
@@ -144,12 +166,20 @@ class Segment:
     media: str
     content_hash: str
     data: Any
+    medium: int = 0
+    encoded: bool = False
+    signature: bytes = b""
     source: str = ""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A row of errors/: what could not be used, at which stage, and why."""
+    """A row of errors/: what could not be used, at which stage, and why.
+
+    Attributes:
+        attempts: how often it was tried.
+        medium: which of the record's media of this modality it is of; no column of the table.
+    """
 
     id: str
     modality: str
@@ -158,6 +188,29 @@ class Failure:
     error: str
     message: str
     source: str
+    attempts: int = 1
+    medium: int = 0
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row of dropped/: what was left out on purpose.
+
+    Attributes:
+        modality: of a medium that a filter left out; "" for a record that is a duplicate.
+        kind: "filter" or "duplicate".
+        reason: the rule and the value that broke it, or how the two are alike.
+        twin: the id of the record that stays in its place, "" for a filter.
+        medium: as of `Failure`.
+    """
+
+    id: str
+    modality: str
+    kind: str
+    reason: str
+    twin: str
+    source: str
+    medium: int = 0
 
 
 @dataclass(frozen=True)
@@ -168,13 +221,17 @@ class Unit:
         number: 0, 1, …; names the unit's files.
         records: how many records (lines, rows) it holds.
         fingerprint: changes when the input's lines or rows change.
-        place: where they are, in the words of the reader that made it (bytes of a file, rows of a row group).
+        form: of the input that it is read from, see `mmembed.inputs.FORMS`.
+        file: the input file, relative to the input's folder.
+        place: where in it they are, in the words of the form (bytes of a file, rows of a row group, names).
     """
 
     number: int
     records: int
     fingerprint: str
-    place: tuple[int, ...]
+    form: str
+    file: str
+    place: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -188,11 +245,16 @@ class Batch:
         items: segments of `modality`, or records.
         modality: "" for records.
         failures: what could not be used on the way to this batch.
+        dropped: what was left out on the way to this batch.
+        stamps: with a batch of records, of the files that it was read from and those that its media are in, by
+            location.
     """
 
     items: tuple[Any, ...]
     modality: str = ""
     failures: tuple[Failure, ...] = ()
+    dropped: tuple[Dropped, ...] = ()
+    stamps: Mapping[str, files.Stamp] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from mmembed.index import ENTRIES, index_path, open_modality
 from mmembed.linear import LinearMap
 from mmembed.shards import TEMPORARY_SUFFIX, read_table
 from mmembed.splits import HELD_OUT, TRAIN
-from mmembed.tables import ERRORS, RECORDS, embeddings_schema, features_schema, vectors_from_arrow
+from mmembed.tables import DROPPED, ERRORS, RECORDS, embeddings_schema, features_schema, vectors_from_arrow
 from mmembed.types import Space
 
 Problems = Iterator[tuple[str, str]]
 """A path relative to OUT/, and what is wrong with it."""
 
-FOLDERS = ("records", "features", "errors", "maps", "embeddings", "index")
+FOLDERS = ("records", "features", "errors", "dropped", "maps", "embeddings", "index")
 """What is mmembed's own below OUT/; anything else there is the user's."""
 
 _NORM_TOLERANCE = {"float32": 1e-3, "float16": 4e-3}  # float16 rounds each value by up to 0.05 %
@@ -76,8 +76,9 @@ def _table_damage(dataset: Dataset, path: str, data: bytes) -> str:
         return f"its columns are not those that mmembed writes: {_differences(table.schema, schema)}"
     if table.num_rows != rows:
         return f"{table.num_rows} rows, but {rows} in dataset.json"
+    notes = path.startswith(("errors/", "dropped/"))  # which say of a whole record that it has no segment
     holes = [name for name in ("id", "segment", "feature", "embedding") if name in schema.names and _nulls(table[name])]
-    return f"nulls in {', '.join(holes)}" if holes and not path.startswith("errors/") else ""
+    return f"nulls in {', '.join(holes)}" if holes and not notes else ""
 
 
 def _schema(dataset: Dataset, path: str) -> pa.Schema | None:
@@ -89,7 +90,7 @@ def _schema(dataset: Dataset, path: str) -> pa.Schema | None:
     if folder == "embeddings" and modality in (projected := _spaces(dataset, "project")):
         summary = dataset.stage("project").summary
         return embeddings_schema(projected[modality].dim, summary["dtype"], summary["kinds"])
-    return {"records": RECORDS, "errors": ERRORS}.get(folder)
+    return {"records": RECORDS, "errors": ERRORS, "dropped": DROPPED}.get(folder)
 
 
 def _differences(found: pa.Schema, expected: pa.Schema) -> str:
@@ -120,11 +121,16 @@ def _counts(dataset: Dataset) -> Problems:
 
     if "extract" in dataset.stages:
         summary = dataset.stage("extract").summary
-        said = {"records": summary["records"], "errors": summary["errors"]}
+        said = {name: summary[name] for name in ("errors", "dropped")}
+        said["records"] = summary["records"] + summary["repeated"]
         said |= {f"features/{modality}": count for modality, count in summary["segments"].items()}
         for folder, count in said.items():
             if sum(rows(folder).values()) != count:
                 yield folder, f"{sum(rows(folder).values())} rows, but the stage extract wrote {count}"
+        for modality, count in summary["media"].items():
+            outcomes = {what: summary[what][modality] for what in ("used", "filtered", "duplicates", "failed")}
+            if sum(outcomes.values()) != count:
+                yield "dataset.json", f"{count} media of {modality} went in, but {outcomes} came out"
     for modality in _spaces(dataset, "project"):
         if rows(f"embeddings/{modality}") != rows(f"features/{modality}"):
             yield f"embeddings/{modality}", "not the files and rows of the features: run `mmembed project`"

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmembed.dataset import LOCK
+
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("features", "records", "errors", "maps", "embeddings", "index")
 
@@ -95,4 +97,7 @@ def content(root: Path, folders: tuple[str, ...] = FOLDERS) -> dict[str, bytes]:
 def times(root: Path, *folders: str) -> dict[str, int]:
     """When the files below a data set, or some of its folders, were written."""
     tops = [root / folder for folder in folders] if folders else [root]
-    return {str(path.relative_to(root)): path.stat().st_mtime_ns for top in tops for path in top.rglob("*")}
+    paths = (
+        path for top in tops for path in top.rglob("*") if path.name != LOCK
+    )  # which is written by whoever takes it
+    return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in paths}

@@ -127,24 +127,31 @@ def _extract(
     counts: dict[str, int] = {}
     for number, rows in enumerate(units):
         records = [
-            Record(row.id, {name: Media(path=f"{name}/{row.id}") for name in row.vectors}, row.metadata) for row in rows
+            Record(row.id, {name: (Media(path=f"{name}/{row.id}"),) for name in row.vectors}, row.metadata)
+            for row in rows
         ]
-        write_table(dataset.root / shard_path("records", number), records_table(records), {})
+        write_table(dataset.root / shard_path("records", number), records_table(records, {}), {})
         counts[shard_path("records", number)] = len(records)
         for name in modalities:
             table = features_table(_unit_segments(rows, name), dim)
             write_table(dataset.root / shard_path(f"features/{name}", number), table, {})
             counts[shard_path(f"features/{name}", number)] = table.num_rows
+    given = {name: sum(name in row.vectors for rows in units for row in rows) for name in modalities}
     summary = {
-        "folders": ["features", "records", "errors"],
+        "folders": ["features", "records", "errors", "dropped"],
         "spaces": {name: asdict(input_space(name, dim)) for name in modalities},
         "records": sum(map(len, units)),
         "segments": {name: sum(len(_unit_segments(rows, name)) for rows in units) for name in modalities},
-        "errors": 0,
+        "rows": sum(map(len, units)),
+        "media": given,
+        "used": given,
+        **{what: dict.fromkeys(modalities, 0) for what in ("filtered", "duplicates", "failed")},
+        **dict.fromkeys(("repeated", "duplicate_records", "failed_records", "errors", "dropped"), 0),
+        "columns": list(modalities),
         "kinds": kinds,
     }
     files = {path: describe(dataset.root, path, rows) for path, rows in counts.items()}
-    return dataset.commit("extract", Stage("e", summary), files, config=to_json(Config()))
+    return dataset.commit("extract", Stage("e", summary), files, "made by hand", config=to_json(Config()))
 
 
 def _fit(dataset: Dataset, modalities: Sequence[str], dim: int) -> Dataset:
@@ -159,7 +166,9 @@ def _fit(dataset: Dataset, modalities: Sequence[str], dim: int) -> Dataset:
         "spaces": {name: asdict(input_space(name, dim)) for name in modalities},
         "output": asdict(output),
     }
-    return dataset.commit("fit", Stage("f", summary), {path: describe(dataset.root, path) for path in paths})
+    return dataset.commit(
+        "fit", Stage("f", summary), {path: describe(dataset.root, path) for path in paths}, "made by hand"
+    )
 
 
 def _project(
@@ -203,7 +212,7 @@ def _project(
         "dtype": dtype,
         "kinds": kinds,
     }
-    return dataset.commit("project", Stage("p", summary), files)
+    return dataset.commit("project", Stage("p", summary), files, "made by hand")
 
 
 def _index(dataset: Dataset) -> Dataset:
@@ -214,4 +223,4 @@ def _index(dataset: Dataset) -> Dataset:
     write_json(dataset.root / ENTRIES, entries)
     files = {entry["file"]: describe(dataset.root, entry["file"], entry["rows"]) for entry in entries.values()}
     files[ENTRIES] = describe(dataset.root, ENTRIES)
-    return dataset.commit("index", Stage("i", {"folders": ["index"]}), files)
+    return dataset.commit("index", Stage("i", {"folders": ["index"]}), files, "made by hand")

@@ -128,7 +128,7 @@ def test_info_says_what_there_is(built: Path, faulty: Path) -> None:
     summary = Dataset.open(built).stage("extract").summary
     for word in (
         str(faulty),
-        "201 records in the input, 200 read; 3 rows in errors/",
+        "201 records in the input, 200 read, 0 of them duplicates; 3 with errors (3 rows in errors/)",
         f"{summary['segments']['image']}",
         "features of audio",
         "extract, fit, project, index, evaluate",
@@ -163,9 +163,11 @@ def test_errors_are_explained_on_the_screen(built: Path, faulty: Path) -> None:
 
 
 def test_why_no_record_could_be_used_stands_before_what_came_of_it(tmp_path: Path) -> None:
-    (tmp_path / "in.jsonl").write_text('{"id": 1, "text": "a"}\n{"id": 2, "text": "b"}\n', "utf-8")
+    (tmp_path / "in.jsonl").write_text('{"id": 1.5, "text": "a"}\n{"id": 2.5, "text": "b"}\n', "utf-8")
     said = mmembed("build", tmp_path / "in.jsonl", tmp_path / "out", "--workers", 1, expect=2).stderr
-    reason = "extract: 2 ReadError (read), first in.jsonl:1: a record needs an id that is a non-empty string, not 1"
+    reason = (
+        "extract: 2 ReadError (read), first in.jsonl:1: a record needs an id (id) that is a non-empty string, not 1.5"
+    )
     assert reason in said.splitlines()
 
 

@@ -70,10 +70,10 @@ def test_a_folder_of_something_else_is_not_built_into(tmp_path: Path) -> None:
         (b"\xff", "no valid JSON"),
         (b"[]", "format version None"),
         (b"{}", "format version None"),
-        (b'{"format_version": 2}', "format version 2, this mmembed .* reads 1"),
-        (b'{"format_version": 1}', "lacks what a manifest needs"),
-        (b'{"format_version": 1, "input": "", "config": {}, "stages": {}, "files": {"a": {}}}', "lacks what"),
-        (b'{"format_version": 1, "input": "", "config": {}, "stages": [], "files": {}}', "lacks what"),
+        (b'{"format_version": 1}', "format version 1, this mmembed .* reads 2.* --overwrite"),
+        (b'{"format_version": 2}', "lacks what a manifest needs"),
+        (b'{"format_version": 2, "input": "", "config": {}, "stages": {}, "files": {"a": {}}}', "lacks what"),
+        (b'{"format_version": 2, "input": "", "config": {}, "stages": [], "files": {}}', "lacks what"),
     ],
 )
 def test_a_damaged_manifest_is_a_dataset_error_and_no_new_data_set(
@@ -97,7 +97,7 @@ def test_what_this_user_may_not_read_or_write_is_a_usage_error(tmp_path: Path, m
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_commit_keeps_the_stages_before_it_and_drops_those_after(dataset: Dataset, stage: str) -> None:
     place = STAGES.index(stage)
-    changed = dataset.commit(stage, Stage("new", {"folders": [stage]}), {f"{stage}/a": File(1, "x")})
+    changed = dataset.commit(stage, Stage("new", {"folders": [stage]}), {f"{stage}/a": File(1, "x")}, "what was done")
     assert Dataset.open(dataset.root) == changed
     assert list(changed.stages) == list(STAGES[: place + 1])
     assert {name: changed.stages[name] for name in STAGES[:place]} == {n: dataset.stages[n] for n in STAGES[:place]}
@@ -107,7 +107,7 @@ def test_a_commit_keeps_the_stages_before_it_and_drops_those_after(dataset: Data
 
 
 def test_a_commit_leaves_the_files_of_later_stages_on_disk(dataset: Dataset) -> None:
-    dataset.commit("fit", dataset.stages["fit"], {})
+    dataset.commit("fit", dataset.stages["fit"], {}, "what was done")
     assert (dataset.root / "embeddings/text/part-00001.parquet").exists()
 
 

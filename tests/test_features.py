@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,78 +12,196 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmembed import features
-from mmembed.errors import DatasetError
-from mmembed.features import pool, read_receipt, read_unit, unit_files, write_unit
-from mmembed.shards import read_table
-from mmembed.types import Failure, Media, Record, Segment, Unit
+from mmembed.errors import DatasetError, MmembedError
+from mmembed.features import (
+    Contents,
+    Marks,
+    leave_out,
+    pool,
+    read_receipt,
+    read_unit,
+    unchanged,
+    unit_files,
+    write_unit,
+)
+from mmembed.files import Stamp, stamp
+from mmembed.scratch import Scratch
+from mmembed.shards import read_table, shard_path
+from mmembed.types import Dropped, Failure, Media, Record, Segment, Unit
 
-UNIT = Unit(3, 4, "lines", (0, 100, 1))
-DIMS = {"image": 2, "text": 3}
+UNIT = Unit(3, 4, "lines", "jsonl", "in.jsonl", (0, 100, 1))
+MARKS = Marks("c", {"image": "i", "text": "t"}, {"image": 2, "text": 3})
 RECORDS = [
-    Record("a", {"image": Media("a.png"), "text": Media(content="A")}, {"legs": 4}),
-    Record("b", {"image": Media("b.png")}, {"legs": 0.5}),
-    Record("c", {"text": Media(content="C")}, {"name": None}),
+    Record("a", {"image": (Media("a.png"),), "text": (Media(content="A", column="text"),)}, {"legs": 4}, "in:1"),
+    Record("b", {"image": (Media("b.png"),)}, {"legs": 0.5}, "in:2"),
+    Record(
+        "c", {"text": (Media(content="C", column="text"), Media(content="D", column="text"))}, {"name": None}, "in:3"
+    ),
 ]
 FAILURE = Failure("b", "image", None, "segment", "DecodeError", "broken", "in:2")
+LOST = Failure("", "", None, "read", "ReadError", "no JSON", "in:4")
 
 
-def segment(id: str, number: int, dim: int) -> Segment:
-    return Segment(id, number, (0.0, 1.0), "media", "hash", np.full(dim, number, np.float32))
+def segment(id: str, number: int, dim: int, medium: int = 0) -> Segment:
+    content_hash = f"{id}{number}".encode().hex().ljust(32, "0")
+    return Segment(
+        id, number, (0.0, 1.0), "media", content_hash, np.full(dim, number, np.float32), medium, encoded=True
+    )
 
 
-def write(root: Path, failures: tuple[Failure, ...] = (FAILURE,), configuration: str = "c") -> None:
-    segments = {"image": [segment("a", 0, 2)], "text": [segment("a", 0, 3), segment("c", 0, 3), segment("c", 1, 3)]}
-    write_unit(root, UNIT, RECORDS, segments, failures, DIMS, configuration)
+def contents(failures: tuple[Failure, ...] = (FAILURE, LOST)) -> Contents:
+    return Contents(
+        RECORDS,
+        {"image": [segment("a", 0, 2)], "text": [segment("a", 0, 3), segment("c", 0, 3), segment("c", 1, 3)]},
+        list(failures),
+        [Dropped("c", "text", "filter", "too short", "", "in:3", medium=1)],
+        {"/data/a.png": Stamp(10, 20), "/data/b.png": Stamp(-1, 0)},
+    )
 
 
-def test_a_unit_leaves_a_file_a_modality_its_errors_and_its_records(tmp_path: Path) -> None:
-    write(tmp_path)
-    receipt = read_receipt(tmp_path, UNIT, "c")
+def write(root: Path, failures: tuple[Failure, ...] = (FAILURE, LOST), marks: Marks = MARKS) -> None:
+    write_unit(Scratch(root, "/data"), UNIT, contents(failures), marks)
+
+
+def receipt_of(root: Path, unit: Unit = UNIT, marks: Marks = MARKS) -> dict[str, Any]:
+    receipt = read_receipt(root, unit, marks)
     assert receipt is not None
-    files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.parquet")}
-    assert unit_files(3, receipt) == {
+    return receipt
+
+
+def test_a_unit_leaves_a_file_a_modality_its_errors_what_was_dropped_and_its_records(tmp_path: Path) -> None:
+    write(tmp_path)
+    files = unit_files(3, receipt_of(tmp_path))
+    assert files == {
         "features/image/part-00003.parquet": 1,
         "features/text/part-00003.parquet": 3,
-        "errors/part-00003.parquet": 1,
+        "errors/part-00003.parquet": 2,
+        "dropped/part-00003.parquet": 1,
         "records/part-00003.parquet": 3,
     }
-    assert files == set(unit_files(3, receipt))
-    assert all(read_table((tmp_path / name).read_bytes()).num_rows == n for name, n in unit_files(3, receipt).items())
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.parquet")}
+    assert found == {*files, "stamps/part-00003.parquet"}
+    assert all(read_table((tmp_path / name).read_bytes()).num_rows == rows for name, rows in files.items())
 
 
 def test_a_receipt_counts_what_came_in_and_went_out(tmp_path: Path) -> None:
     write(tmp_path)
-    receipt = read_receipt(tmp_path, UNIT, "c")
-    assert receipt is not None
-    del receipt["fingerprint"]
+    receipt = receipt_of(tmp_path)
+    assert receipt.pop("fingerprint") == MARKS.of(UNIT)
     assert receipt == {
+        "without": {},
         "records": 3,
         "lost": 1,
+        "skipped": 0,
         "segments": {"image": 1, "text": 3},
-        "media": {"image": 2, "text": 2},
+        "media": {"image": 2, "text": 3},
         "used": {"image": 1, "text": 2},
-        "errors": 1,
+        "filtered": {"image": 0, "text": 1},
+        "duplicates": {"image": 0, "text": 0},
+        "failed": {"image": 1, "text": 0},
+        "errors": 2,
+        "dropped": 1,
+        "failed_records": 2,
         "kinds": {"legs": "float", "name": None},
+        "columns": ["", "text"],
     }
 
 
+@pytest.mark.parametrize("failures", [(), (LOST,), (replace(FAILURE, modality="text"),)])
+def test_a_medium_that_vanishes_is_a_fault_of_ours(tmp_path: Path, failures: tuple[Failure, ...]) -> None:
+    with pytest.raises(MmembedError, match="media went in, .* this is a fault of mmembed"):
+        write(tmp_path, failures)
+    assert not (tmp_path / "records").exists()
+
+
+def test_records_say_which_of_their_media_gave_segments(tmp_path: Path) -> None:
+    write(tmp_path)
+    rows = read_table((tmp_path / shard_path("records", 3)).read_bytes()).to_pylist()
+    assert [[medium["modality"] for medium in row["media"]] for row in rows] == [["image", "text"], [], ["text"]]
+
+
+def test_stamps_name_files_relative_to_the_input(tmp_path: Path) -> None:
+    write(tmp_path)
+    rows = read_table((tmp_path / shard_path("stamps", 3)).read_bytes()).to_pylist()
+    assert [(row["name"], row["bytes"], row["modified"]) for row in rows] == [("a.png", 10, 20), ("b.png", -1, 0)]
+
+
+def test_a_unit_is_unchanged_as_long_as_its_files_are(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"a")
+    stamps = {str(tmp_path / name): stamp(str(tmp_path / name)) for name in ("a.png", "b.png")}
+    scratch = Scratch(tmp_path / "out", str(tmp_path))
+    write_unit(scratch, UNIT, replace(contents(), stamps=stamps), MARKS)
+    assert unchanged(tmp_path / "out", UNIT, scratch)
+    (tmp_path / "b.png").write_bytes(b"b")  # which was missing
+    assert not unchanged(tmp_path / "out", UNIT, scratch)
+    (tmp_path / "b.png").unlink()
+    os.utime(tmp_path / "a.png", ns=(0, 0))
+    assert not unchanged(tmp_path / "out", UNIT, scratch)
+    assert not unchanged(tmp_path / "out", replace(UNIT, number=7), scratch)
+
+
+def test_records_that_are_left_out_leave_the_features_and_no_other_record_does(tmp_path: Path) -> None:
+    write(tmp_path)
+    without = {"a": ["duplicate", "the same image", "z"], "c": ["repeated", "its id was used before", "in:0"]}
+    leave_out(tmp_path, UNIT, without, MARKS)
+    receipt = receipt_of(tmp_path)
+    assert receipt["without"] == without
+    assert {name: receipt[name] for name in ("media", "used", "filtered", "duplicates", "failed", "segments")} == {
+        "media": {"image": 2, "text": 3},
+        "used": {"image": 0, "text": 0},
+        "filtered": {"image": 0, "text": 1},
+        "duplicates": {"image": 1, "text": 1},
+        "failed": {"image": 1, "text": 1},
+        "segments": {"image": 0, "text": 0},
+    }
+    errors = read_table((tmp_path / shard_path("errors", 3)).read_bytes()).to_pylist()
+    assert (
+        errors[-1]["error"] == "RepeatedIdError" and "in:0" in errors[-1]["message"] and errors[-1]["source"] == "in:3"
+    )
+    dropped = read_table((tmp_path / shard_path("dropped", 3)).read_bytes()).to_pylist()
+    assert [(row["id"], row["kind"], row["twin"]) for row in dropped] == [("c", "filter", ""), ("a", "duplicate", "z")]
+    assert (receipt["errors"], receipt["dropped"]) == (3, 2)
+
+
+def test_leaving_out_again_says_it_once(tmp_path: Path) -> None:
+    write(tmp_path)
+    first = {"a": ["duplicate", "the same image", "z"]}
+    second = {"a": ["duplicate", "the same image", "y"], "c": ["repeated", "", "in:0"]}
+    leave_out(tmp_path, UNIT, first, MARKS)
+    leave_out(tmp_path, UNIT, second, MARKS)
+    twice = {path.name: path.read_bytes() for path in tmp_path.rglob("*.parquet")}
+    for path in tmp_path.rglob("*.parquet"):
+        path.unlink()
+    write(tmp_path)
+    leave_out(tmp_path, UNIT, second, MARKS)
+    assert {path.name: path.read_bytes() for path in tmp_path.rglob("*.parquet")} == twice
+
+
 def test_a_unit_without_failures_has_no_file_of_errors(tmp_path: Path) -> None:
-    write(tmp_path, failures=())
-    receipt = read_receipt(tmp_path, UNIT, "c")
-    assert receipt is not None
-    assert not (tmp_path / "errors").exists()
-    assert "errors/part-00003.parquet" not in unit_files(3, receipt)
+    whole = Contents(RECORDS[:1], {"image": [segment("a", 0, 2)], "text": [segment("a", 0, 3)]})
+    write_unit(Scratch(tmp_path), UNIT, whole, MARKS)
+    assert not (tmp_path / "errors").exists() and not (tmp_path / "dropped").exists()
+    assert "errors/part-00003.parquet" not in unit_files(3, receipt_of(tmp_path))
 
 
 @pytest.mark.parametrize(
-    "unit, configuration",
-    [(UNIT, "other"), (replace(UNIT, fingerprint="other lines"), "c"), (replace(UNIT, number=4), "c")],
+    "unit, marks",
+    [
+        (UNIT, replace(MARKS, unit="other")),
+        (replace(UNIT, fingerprint="other lines"), MARKS),
+        (replace(UNIT, number=4), MARKS),
+    ],
 )
-def test_a_unit_of_other_records_or_another_configuration_is_not_done(
-    tmp_path: Path, unit: Unit, configuration: str
-) -> None:
+def test_a_unit_of_other_records_or_another_configuration_is_not_done(tmp_path: Path, unit: Unit, marks: Marks) -> None:
     write(tmp_path)
-    assert read_receipt(tmp_path, unit, configuration) is None
+    assert read_receipt(tmp_path, unit, marks) is None
+
+
+@pytest.mark.parametrize("folder", ["features/image", "features/text", "errors", "dropped", "stamps"])
+def test_a_unit_of_which_a_file_is_missing_is_not_done(tmp_path: Path, folder: str) -> None:
+    write(tmp_path)
+    (tmp_path / shard_path(folder, 3)).unlink()
+    assert read_receipt(tmp_path, UNIT, MARKS) is None
 
 
 def test_the_receipt_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +212,7 @@ def test_the_receipt_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(features, "write_table", note)
     write(tmp_path)
-    assert order == ["features", "features", "errors", "records"]
+    assert order == ["features", "features", "errors", "dropped", "stamps", "records"]
 
 
 def test_a_retry_writes_the_same_bytes(tmp_path: Path) -> None:

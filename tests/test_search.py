@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,7 +38,11 @@ class Numbers:
         with media.open() as file:
             return file.read().decode().splitlines()
 
-    def segment(self, decoded: list[str]) -> Iterator[tuple[Span, str]]:
+    @property
+    def by_content(self) -> bool:
+        return True
+
+    def segment(self, decoded: list[str], metadata: Mapping[str, Any]) -> Iterator[tuple[Span, str]]:
         for number, line in enumerate(decoded):
             yield (float(number), number + 1.0), line
 
@@ -259,7 +263,7 @@ def test_a_query_is_exactly_one_thing(given_: dict[str, Any], named: str) -> Non
         (Query.of(id="nobody"), "any", 1, "no embeddings of a record with the id 'nobody'"),
         (Query.of(id="\udcff"), "any", 1, "no embeddings of a record with the id"),  # no UTF-8 on the command line
         (Query.of(text="one two"), "any", 1, "the text query can't be used: no numbers: one two"),
-        (Query.of(text=""), "any", 1, "the text query can't be used: there is nothing in it"),
+        (Query.of(text=""), "any", 1, "the text query can't be used: nothing of it is left to be encoded"),
         (Query.of(text="nan 0 0 0 0 0"), "any", 1, "not finite"),
         (Query.of(image=Path("/nowhere/a.png")), "any", 1, "can't open /nowhere/a.png: No such file"),
         (Query.of(image=Path("/")), "any", 1, "can't open /: it is no regular file"),

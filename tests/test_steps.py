@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -27,12 +27,16 @@ class Counter:
     version: ClassVar[str] = "1"
     size: int = 1
 
+    @property
+    def by_content(self) -> bool:
+        return True
+
     def decode(self, media: Media) -> str:
         if media.content == "x":
             raise DecodeError("x can't be decoded")
         return str(media.content)
 
-    def segment(self, decoded: str) -> Iterator[tuple[Span, Any]]:
+    def segment(self, decoded: str, metadata: Mapping[str, Any]) -> Iterator[tuple[Span, Any]]:
         for number in range(int(decoded.removesuffix("!"))):
             piece = np.full(self.size, number, np.float32)
             cut.append(weakref.ref(piece))
@@ -81,7 +85,7 @@ class Encoder:
 def records(*texts: str) -> Batch:
     return Batch(
         tuple(
-            Record(f"r{number}", {"text": Media(content=text)}, source=f"in:{number}")
+            Record(f"r{number}", {"text": (Media(content=text),)}, source=f"in:{number}")
             for number, text in enumerate(texts)
         )
     )
@@ -94,7 +98,7 @@ def segmented(*texts: str) -> list[Batch]:
 def numbered(*values: float) -> Batch:
     return Batch(
         tuple(
-            Segment("r", number, (0.0,), "m", "h", np.array([value], np.float32), "in:1")
+            Segment("r", number, (0.0,), "m", "h", np.array([value], np.float32), source="in:1")
             for number, value in enumerate(values)
         ),
         "text",
@@ -109,13 +113,13 @@ def test_segments_keep_the_order_of_records_and_media_and_the_records_come_last(
         (id, number, (number, number + 1), number)
         for id, number in [("r0", 0), ("r0", 1), ("r2", 0), ("r2", 1), ("r2", 2)]
     ]
-    assert batch.items[0].content_hash == Media(content="2").content_hash()
+    assert batch.items[0].content_hash == Media(content="2").content_hash
     assert {s.source for s in batch.items} == {"in:0", "in:2"}
 
 
 def test_modalities_come_one_after_the_other() -> None:
     parts: dict[str, Any] = {"text": Counter(), "audio": Shouter()}
-    both = Batch(tuple(Record(f"r{n}", {name: Media(content="2") for name in parts}) for n in range(2)))
+    both = Batch(tuple(Record(f"r{n}", {name: (Media(content="2"),) for name in parts}) for n in range(2)))
     assert [(batch.modality, len(batch.items)) for batch in segment_records(both, parts)] == [
         ("text", 4),
         ("audio", 4),
@@ -145,7 +149,7 @@ def test_no_more_than_a_batch_is_ever_held() -> None:
 
 def test_what_cannot_be_decoded_is_a_failure_and_other_records_and_modalities_stay() -> None:
     parts: dict[str, Any] = {"text": Counter(), "audio": Shouter()}
-    spoilt = Record("spoilt", {"text": Media(content="x"), "audio": Media(content="1")}, source="in:7")
+    spoilt = Record("spoilt", {"text": (Media(content="x"),), "audio": (Media(content="1"),)}, source="in:7")
     text, audio, last = segment_records(Batch((spoilt, *records("1").items)), parts)
     assert [segment.id for segment in text.items] == ["r0"]
     assert text.failures == (Failure("spoilt", "text", None, "segment", "DecodeError", "x can't be decoded", "in:7"),)
@@ -166,7 +170,7 @@ def test_failures_arrive_without_any_segment() -> None:
 
 
 def test_a_missing_file_is_a_failure() -> None:
-    missing = Record("r", {"text": Media("missing.txt", folder="/nowhere")})
+    missing = Record("r", {"text": (Media("missing.txt", folder="/nowhere"),)})
     [batch, _] = segment_records(Batch((missing,)), {"text": Counter()})
     assert (batch.failures[0].error, batch.failures[0].stage) == ("ReadError", "segment")
 

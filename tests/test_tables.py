@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 
 from mmembed.dataset import MANIFEST, STAGES
 from mmembed.tables import (
+    DROPPED,
     ERRORS,
     RECORDS,
+    dropped_table,
     embeddings_schema,
     errors_table,
     features_schema,
@@ -30,7 +33,7 @@ from mmembed.tables import (
     vectors_from_arrow,
     vectors_to_arrow,
 )
-from mmembed.types import Failure, Media, Record, Segment
+from mmembed.types import Dropped, Failure, Media, Record, Segment
 
 SCHEMAS = Path(__file__).parents[1] / "schemas"
 KINDS = {"bool": True, "int": 1, "float": 1.5, "string": "a", "json": [1]}
@@ -44,6 +47,8 @@ def type_name(type: pa.DataType) -> str:
     """An Arrow type in the words of schemas/."""
     if pa.types.is_struct(type):
         return "struct"
+    if pa.types.is_list(type) and pa.types.is_struct(type.value_type):
+        return f"list<{type.value_type}>"
     return re.sub(r"\w+: |\[\d+\]", lambda match: "[dim]" if match[0][0] == "[" else "", str(type))
 
 
@@ -57,6 +62,7 @@ def columns(schema: pa.Schema) -> list[tuple[str, str]]:
         ("records", RECORDS),
         ("features", features_schema(4)),
         ("errors", ERRORS),
+        ("dropped", DROPPED),
         ("embeddings", embeddings_schema(4, "float32", {"legs": "int"})),
     ],
 )
@@ -128,7 +134,7 @@ def test_a_manifest_keeps_the_contract(manifest: str) -> None:
 @pytest.mark.parametrize(
     "old, new",
     [
-        ('"format_version": 1', '"format_version": 2'),
+        ('"format_version": 2', '"format_version": 3'),
         ('"input"', '"inputs"'),
         ('"fit": {\n      "fingerprint"', '"fits": {\n      "fingerprint"'),
         ('"folders"', '"folder"'),
@@ -176,17 +182,42 @@ def test_segments_become_rows() -> None:
 
 
 def test_records_become_rows_of_all_that_the_user_gave() -> None:
-    media = {"image": Media("a.png", b"bytes", "/somewhere"), "text": Media(content="Grüße")}
-    [row] = records_table([Record("a", media, {"legs": 4, "nan": float("inf")}, "in.jsonl:3")]).to_pylist()
+    texts = (Media(content="Grüße", column="de"), Media(content="Hi", column="en"), Media(content="Ho", column="en"))
+    media = {"image": (Media("a.png", b"bytes", "/somewhere", column="picture"),), "text": texts}
+    record = Record("a", media, {"legs": 4, "nan": float("inf")}, "in.jsonl:3")
+    usable = [{"modality": "image", "content_hash": "00ff", "signature": b"s"}]
+    [row] = records_table([record], {"a": usable}).to_pylist()
     assert (row["id"], row["source"]) == ("a", "in.jsonl:3")
-    assert row["record"] == '{"image": "a.png", "text": "Grüße", "legs": 4, "nan": Infinity}'
-    assert records_table([]).schema == RECORDS
+    assert row["record"] == '{"picture": "a.png", "de": "Grüße", "en": ["Hi", "Ho"], "legs": 4, "nan": Infinity}'
+    assert row["media"] == usable
+    assert records_table([], {}).schema == RECORDS
+
+
+def test_a_record_has_another_digest_with_other_media_or_metadata() -> None:
+    record = Record("a", {"image": (Media("a.png"),)}, {"legs": 4}, "in.jsonl:3")
+    usable = {"a": [{"modality": "image", "content_hash": "00ff", "signature": None}]}
+    other = {"a": [{"modality": "image", "content_hash": "00fe", "signature": None}]}
+    tables = [
+        records_table([record], usable),
+        records_table([replace(record, source="in.jsonl:4")], usable),
+        records_table([record], other),
+        records_table([replace(record, metadata={"legs": 5})], usable),
+    ]
+    first, moved, *changed = (table["digest"][0].as_py() for table in tables)
+    assert first == moved
+    assert len({first, *changed}) == 3
 
 
 def test_failures_become_rows() -> None:
     failure = Failure("a", "image", None, "segment", "DecodeError", "broken", "in.jsonl:3")
-    assert errors_table([failure]).to_pylist() == [vars(failure)]
+    assert errors_table([failure]).to_pylist() == [{name: vars(failure)[name] for name in ERRORS.names}]
     assert errors_table([]).schema == ERRORS
+
+
+def test_what_was_left_out_becomes_rows() -> None:
+    dropped = Dropped("a", "image", "filter", "too small", "", "in.jsonl:3", medium=1)
+    assert dropped_table([dropped]).to_pylist() == [{name: vars(dropped)[name] for name in DROPPED.names}]
+    assert dropped_table([]).schema == DROPPED
 
 
 @pytest.mark.parametrize(

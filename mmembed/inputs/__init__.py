@@ -1,128 +1,197 @@
-"""Where raw records come from: one reader a form of input, each giving units that can be read alone."""
+"""Where raw records come from: one reader a form of input, each giving units that can be read alone.
+
+A form is a module with a name in `FORMS` and two functions:
+
+    plan(location, records)        the units of a file, in order: (rows, fingerprint, place); media are not read
+    rows(location, name, place)    the rows of a unit, as (source, values by column), or why one can't be read
+
+and the `COLUMNS` that hold id and media where the user names none.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+import importlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from typing import Any, Protocol, cast
 
+from mmembed import files
 from mmembed.errors import ReadError, UsageError
-from mmembed.types import Failure, Media, Record, Unit
-
-FILE_KEYS = ("image", "audio")
-"""Keys of a record that hold a path, or in Parquet a struct {bytes, path}."""
-
-TEXT_KEYS = ("text",)
-"""Keys of a record that hold the content itself."""
+from mmembed.files import Stamp
+from mmembed.inputs.rows import Columns, Row, Rows
+from mmembed.shards import fingerprint
+from mmembed.splits import position
+from mmembed.types import Failure, Record, Unit
 
 UNIT_BYTES = 128 << 20
 """Of a unit, at most, as far as single records allow: a worker holds one unit's records and the media within them."""
 
+FORMS = {
+    "jsonl": (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz"),
+    "delimited": (".csv", ".tsv", ".csv.gz", ".tsv.gz"),
+    "parquet": (".parquet",),
+    "webdataset": (".tar",),
+    "arrow": (".arrow",),
+    "folder": (),
+}
+"""Forms of input, modules of this package, and how the names of their files end."""
 
-class Source(Protocol):
-    """A readable form of input; picklable, so that workers read their units themselves."""
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+"""What makes a folder an `imagefolder` or `audiofolder` of Hugging Face: its rows name the files beside it."""
+
+STAMPED_FORMS = ("parquet", "webdataset", "arrow")
+"""Forms whose files are too large to be read for a fingerprint: a change is seen by size and time."""
+
+Plan = tuple[int, str, tuple[Any, ...]]
+"""Of a unit: its rows, a fingerprint of them, and its place in the file."""
+
+
+class Form(Protocol):
+    """What a module of a form gives."""
+
+    COLUMNS: Columns
+
+    def plan(self, location: str, records: int) -> Iterator[Plan]:
+        """The units of a file, of at most so many records and UNIT_BYTES each."""
+
+    def rows(self, location: str, name: str, place: tuple[Any, ...]) -> Iterator[Row]:
+        """The rows of a unit; `name` is what sources call the file."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of the input is read, and how; the fields are those of the configuration.
+
+    Attributes:
+        id_column: "" for the form's own.
+        media_columns: by modality, the columns that the user named.
+        allow_outside: whether a manifest's paths may leave its folder.
+        limit: the first so many rows; 0 for all.
+        sample: a share of the records, by a hash of their ids.
+    """
+
+    id_column: str = ""
+    media_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    allow_outside: bool = False
+    limit: int = 0
+    sample: float = 1.0
+
+
+@dataclass(frozen=True)
+class Source:
+    """An input of any form; picklable, so that workers read their units themselves.
+
+    Attributes:
+        folder: what the names of files are relative to.
+        files: (form, name) of each, in order.
+    """
+
+    folder: str
+    files: tuple[tuple[str, str], ...]
+    choice: Choice = Choice()
 
     def units(self, records: int) -> list[Unit]:
-        """All units in order, of at most so many records and UNIT_BYTES each; media are not read."""
+        """All units in order, of at most so many records and UNIT_BYTES each; media are not read.
+
+        Raises:
+            UsageError: a file can't be read, or is not of its form.
+        """
+        units: list[Unit] = []
+        left = self.choice.limit or math.inf
+        for form, name in self.files:
+            for read_as, (rows, mark, place) in self._plans(form, name, records):
+                taken = int(min(rows, left))
+                left -= taken
+                mark = fingerprint(read_as, name, mark, taken)
+                units.append(Unit(len(units), taken, mark, read_as, name, place))
+                if not left:
+                    return units
+        return units
+
+    def _plans(self, form: str, name: str, records: int) -> Iterator[tuple[str, Plan]]:
+        """The plans of a file; one that can't be read, or not to its end, is a broken row where others can."""
+        begun = False
+        try:
+            for plan in _form(form).plan(self._location(name), records):
+                begun = True
+                yield form, plan
+        except ReadError as error:
+            if not begun and len(self.files) == 1:
+                raise UsageError(str(error)) from error
+            yield "broken", (1, str(error), (str(error),))
 
     def read(self, unit: Unit) -> tuple[list[Record], list[Failure]]:
         """The records of one unit, and what of it is no record."""
+        form, location = _form(unit.form), self._location(unit.file)
+        folder = location if unit.form == "folder" else files.parent(location)
+        columns = form.COLUMNS.chosen(self.choice.id_column, self.choice.media_columns)
+        parser = Rows(
+            columns,
+            folder,
+            self.choice.allow_outside,
+            id_needed=bool(self.choice.id_column),
+            named_files=unit.file.rsplit("/", 1)[-1] in METADATA_FILES,
+        )
+        rows = islice(form.rows(location, unit.file, unit.place), unit.records)
+        records, failures = parser.parse(rows)
+        if self.choice.sample < 1:
+            records = [record for record in records if position(record.id, "sample") < self.choice.sample]
+            kept = {record.source for record in records}
+            failures = [failure for failure in failures if not failure.modality or failure.source in kept]
+        return records, failures
+
+    def check_columns(self, unit: Unit) -> None:
+        """Raise UsageError for a column that the user named and no row of a unit has; meant for the first unit."""
+        named = [*self.choice.media_columns.values(), (self.choice.id_column,) if self.choice.id_column else ()]
+        found: dict[str, None] = {}
+        for _, values in islice(_form(unit.form).rows(self._location(unit.file), unit.file, unit.place), unit.records):
+            found |= dict.fromkeys(values) if isinstance(values, dict) else {}
+        for column in chain.from_iterable(named):
+            if found and column not in found:
+                raise UsageError(
+                    f"none of the first {unit.records} records has the column {column!r}; they have {', '.join(found)}"
+                )
+
+    def read_stamped(self, unit: Unit) -> tuple[list[Record], list[Failure], dict[str, Stamp]]:
+        """The records of one unit, what of it is no record, and the stamps of the files that it is made from, by
+        location, taken before they are read. (Of lines, the fingerprint is that of the content.)"""
+        before = self._stamps(unit)
+        records, failures = self.read(unit)
+        media = [item for record in records for items in record.media.values() for item in items]
+        places = {item.part.location if item.part else item.location for item in media if item.content is None}
+        return records, failures, {**{place: files.stamp(place) for place in places}, **before}
+
+    def _stamps(self, unit: Unit) -> dict[str, Stamp]:
+        location = self._location(unit.file)
+        if unit.form == "folder":
+            return {place: files.stamp(place) for place in (files.join(location, name) for name in unit.place)}
+        return {location: files.stamp(location)} if unit.form in STAMPED_FORMS else {}
+
+    def _location(self, name: str) -> str:
+        return files.join(self.folder, name) if name else self.folder
 
 
-def open_source(path: Path) -> Source:
-    """The reader for a manifest, chosen by its name.
+def open_source(location: str, choice: Choice = Choice()) -> Source:
+    """The input at a path or URL: a file, a folder, or a pattern with *, ?, [..], ** and {00..99}.
 
     Raises:
         UsageError: there is no such file, or no reader for its form.
     """
-    from mmembed.inputs.jsonl import JsonLines
-    from mmembed.inputs.parquet import Parquet
+    from mmembed.inputs.discover import discover
 
-    readers: dict[str, type[JsonLines] | type[Parquet]] = {
-        ".jsonl": JsonLines,
-        ".ndjson": JsonLines,
-        ".parquet": Parquet,
-    }
-    if ":/" in str(path):
-        raise UsageError(f"can't read {path}: only files of this machine's file systems are known")
-    if path.is_dir():
-        raise UsageError(f"{path} is a folder: name the manifest, a file whose name ends in {', '.join(readers)}")
-    if path.suffix not in readers:
-        raise UsageError(f"can't tell the form of {path}: a manifest's name ends in {', '.join(readers)}")
     try:
-        path.open("rb").close()
-    except OSError as error:
-        raise UsageError(f"can't read the manifest {path}: {error.strerror}") from error
-    return readers[path.suffix](path.absolute())  # workers may have another working directory
+        folder, found = discover(location)
+    except ReadError as error:
+        raise UsageError(str(error)) from error
+    return Source(folder, tuple(found), choice)
 
 
-def parse_records(rows: Iterable[tuple[str, Any]], folder: str) -> tuple[list[Record], list[Failure]]:
-    """Records from rows (source, values), and failures for rows or media that are not what they should be.
-
-    Args:
-        rows: values is a dictionary, or a ReadError that the reader met.
-        folder: what relative media paths are relative to.
-    """
-    records: list[Record] = []
-    failures: list[Failure] = []
-    places: dict[str, str] = {}
-    for source, values in rows:
-        id = ""
-        try:
-            if isinstance(values, ReadError):
-                raise values
-            if not isinstance(values, dict):
-                raise ReadError(f"a record is an object of keys, not {type(values).__name__}")
-            id = _id(values.get("id"))
-            if id in places:
-                raise ReadError(f"the id {id!r} was used before, at {places[id]}; ids must be unique")
-            places[id] = source
-            media, wrong = _media(values, folder)
-            failures += [_failure(id, source, modality, error) for modality, error in wrong.items()]
-            if not media and not wrong:
-                raise ReadError(f"the record has none of {', '.join(FILE_KEYS + TEXT_KEYS)}")
-        except ReadError as error:
-            failures.append(_failure(id, source, "", error))
-        else:
-            keys = {"id", *FILE_KEYS, *TEXT_KEYS}
-            records.append(Record(id, media, {key: values[key] for key in values if key not in keys}, source))
-    return records, failures
+def form_of(name: str) -> str | None:
+    """The form of a file by its name."""
+    return next((form for form, endings in FORMS.items() if name.lower().endswith(endings or "\0")), None)
 
 
-def _id(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise ReadError(f"a record needs an id that is a non-empty string, not {value!r}")
-    return value
-
-
-def _media(values: Mapping[str, Any], folder: str) -> tuple[dict[str, Media], dict[str, ReadError]]:
-    media: dict[str, Media] = {}
-    wrong: dict[str, ReadError] = {}
-    for key in FILE_KEYS + TEXT_KEYS:
-        value = values.get(key)
-        if value is None:
-            continue
-        try:
-            media[key] = _text(value) if key in TEXT_KEYS else _file(value, folder)
-        except ReadError as error:
-            wrong[key] = error
-    return media, wrong
-
-
-def _text(value: Any) -> Media:
-    if not isinstance(value, str):
-        raise ReadError(f"a text is a string, not {type(value).__name__}")
-    return Media(content=value)
-
-
-def _file(value: Any, folder: str) -> Media:
-    path, content = (value.get("path"), value.get("bytes")) if isinstance(value, dict) else (value, None)
-    if not isinstance(path, str | None) or not isinstance(content, bytes | None):
-        raise ReadError(f"a file is a path, or {{bytes, path}}, not {type(value).__name__}")
-    if not path and content is None:
-        raise ReadError("a file needs a path or bytes; leave the key out, or null, where there is none")
-    return Media(path or "", content, folder)
-
-
-def _failure(id: str, source: str, modality: str, error: ReadError) -> Failure:
-    return Failure(id, modality, None, "read", type(error).__name__, str(error), source)
+def _form(name: str) -> Form:
+    return cast(Form, importlib.import_module(f"mmembed.inputs.{name}"))

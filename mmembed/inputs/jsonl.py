@@ -1,4 +1,4 @@
-"""JSON Lines: a record a line."""
+"""JSON Lines: a record a line, in UTF-8."""
 
 from __future__ import annotations
 
@@ -6,53 +6,58 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from mmembed.errors import ReadError
-from mmembed.inputs import UNIT_BYTES, parse_records
-from mmembed.types import Failure, Record, Unit
+from mmembed.inputs import UNIT_BYTES, Plan
+from mmembed.inputs.lines import open_lines, read_place, readable
+from mmembed.inputs.rows import MANIFEST_COLUMNS, Row
+
+COLUMNS = MANIFEST_COLUMNS
 
 _MAX_DEPTH = 100  # of lists and objects: what is nested deeper breaks those who read or pickle it later
 
 
-@dataclass(frozen=True)
-class JsonLines:
-    """A file of JSON objects, one a line, in UTF-8. A unit is some lines; its place: first byte, bytes, first line."""
+def plan(location: str, records: int) -> Iterator[Plan]:
+    """Units of at most `records` lines and, but for a longer line, UNIT_BYTES; place: first byte, bytes, first line.
 
-    path: Path
+    A unit's fingerprint is that of its lines: appended ones change no earlier unit that is full.
+    """
+    start, first = 0, 1
+    with open_lines(location) as file:
+        for lines in _blocks(readable(file, location), records):
+            content = b"".join(lines)
+            digest = hashlib.sha256(content).hexdigest()
+            yield sum(not line.isspace() for line in lines), f"{first}:{digest}", (start, len(content), first)
+            start += len(content)
+            first += len(lines)
 
-    def units(self, records: int) -> list[Unit]:
-        """Units of at most `records` lines and, but for a longer line, UNIT_BYTES.
 
-        A unit's fingerprint is that of its lines: appended ones change no earlier unit that is full.
-        """
-        units: list[Unit] = []
-        start, first = 0, 1
-        with self.path.open("rb") as file:
-            for lines in _blocks(file, records):
-                content = b"".join(lines)
-                digest = hashlib.sha256(content).hexdigest()
-                place = (start, len(content), first)
-                units.append(Unit(len(units), sum(not line.isspace() for line in lines), digest, place))
-                start += len(content)
-                first += len(lines)
-        return units
+def rows(location: str, name: str, place: tuple[int, int, int]) -> Iterator[Row]:
+    """The objects of some lines; a broken line is an error that names it."""
+    start, size, first = place
+    # Lines end where `plan` ended them, at \n alone; \r is a blank of JSON.
+    for number, line in enumerate(read_place(location, start, size).split(b"\n"), first):
+        if line.strip():
+            try:
+                yield f"{name}:{number}", parse_json(line)
+            except ReadError as error:
+                yield f"{name}:{number}", ReadError(f"the line is {error}")
 
-    def read(self, unit: Unit) -> tuple[list[Record], list[Failure]]:
-        """The records of a unit; a broken line is a failure that names it."""
-        start, size, _ = unit.place
-        with self.path.open("rb") as file:
-            file.seek(start)
-            content = file.read(size)
-        return parse_records(self._rows(content, unit), str(self.path.parent))
 
-    def _rows(self, content: bytes, unit: Unit) -> Iterator[tuple[str, Any]]:
-        # Lines end where `units` ended them, at \n alone; \r is a blank of JSON.
-        for number, line in enumerate(content.split(b"\n"), unit.place[2]):
-            if line.strip():
-                yield f"{self.path.name}:{number}", _parse(line)
+def parse_object(data: bytes, name: str) -> dict[str, Any]:
+    """The metadata in a file or member of an archive that holds one JSON object.
+
+    Raises:
+        ReadError: it holds something else.
+    """
+    try:
+        value = parse_json(data)
+    except ReadError as error:
+        raise ReadError(f"{name} is {error}") from error
+    if not isinstance(value, dict):
+        raise ReadError(f"{name} is {type(value).__name__}: metadata are an object of keys")
+    return value
 
 
 def _blocks(lines: Iterable[bytes], count: int) -> Iterator[list[bytes]]:
@@ -68,19 +73,24 @@ def _blocks(lines: Iterable[bytes], count: int) -> Iterator[list[bytes]]:
         yield block
 
 
-def _parse(line: bytes) -> Any:
+def parse_json(data: bytes) -> Any:
+    """A value of JSON that can be written again.
+
+    Raises:
+        ReadError: this is none; the message goes on after "it is".
+    """
     try:
         # Bytes would be taken as UTF-16, and halves of pairs as text. NaN and Infinity, no JSON, count as missing.
-        value = json.loads(line.decode("utf-8-sig"), parse_constant=lambda _: None, parse_float=_finite)
-        if line.count(b"[") + line.count(b"{") > _MAX_DEPTH and _deeper(value, _MAX_DEPTH):
+        value = json.loads(data.decode("utf-8-sig"), parse_constant=lambda _: None, parse_float=_finite)
+        if data.count(b"[") + data.count(b"{") > _MAX_DEPTH and _deeper(value, _MAX_DEPTH):
             raise RecursionError
-        if b"\\u" in line:
+        if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text that can be written
         return value
     except ValueError as error:  # with JSONDecodeError and the errors of Unicode
-        return ReadError(f"the line is no JSON in UTF-8: {error}")
-    except RecursionError:
-        return ReadError(f"the line is nested more than {_MAX_DEPTH} levels deep")
+        raise ReadError(f"no JSON in UTF-8: {error}") from error
+    except RecursionError as error:
+        raise ReadError(f"nested more than {_MAX_DEPTH} levels deep") from error
 
 
 def _finite(text: str) -> float | None:

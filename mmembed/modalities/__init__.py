@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any, ClassVar, Protocol
 
@@ -21,11 +21,20 @@ class Modality(Protocol):
     version: ClassVar[str]
     """Of what is computed: a change of it needs another one, so that features are made anew."""
 
+    @property
+    def by_content(self) -> bool:
+        """Whether segments depend on the medium alone, and not on the record's metadata too."""
+
     def decode(self, media: Media) -> Any:
         """The medium in memory, or a stream over it. Raises RecordError if it can't be decoded."""
 
-    def segment(self, decoded: Any) -> Iterator[tuple[Span, Any]]:
-        """Cut lazily into pieces with their spans. Raises RecordError if a piece can't be decoded."""
+    def segment(self, decoded: Any, metadata: Mapping[str, Any]) -> Iterator[tuple[Span, Any]]:
+        """Cut lazily into pieces with their spans; `metadata` are the record's.
+
+        Raises:
+            FilteredError: before the first piece: a filter leaves the medium out. `decode` may raise it too.
+            RecordError: a piece can't be decoded.
+        """
 
     def normalize(self, piece: Any) -> Any:
         """One piece in the form that the encoders of this modality take."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, BinaryIO, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmembed.errors import DecodeError, UsageError
-from mmembed.modalities import option
+from mmembed.errors import DecodeError, FilteredError, RecordError, UsageError
+from mmembed.modalities import option, speech
 from mmembed.types import Media, Span
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ BLOCK = 1 << 17
 RATES = (1_000, 1_000_000)
 """Hz. A damaged header can claim 1 Hz, and a block would become an hour of sound."""
 
+LONGEST_WHOLE = 3600
+"""Seconds of a sound that may be one segment: 230 MB at 16 kHz."""
+
 LOUDEST = 1e10
 """Float files may hold integers up to 2^31; what is beyond (or NaN, or infinite) is no sound."""
 
@@ -49,6 +53,10 @@ class Audio:
         sample_rate: Hz of the segments.
         window: seconds of a segment, 0: the whole sound is one segment (and is held in memory).
         hop: seconds from the start of a window to that of the next, 0: as long as the window.
+        speech: "energy" or "silero": segments are the stretches of speech (`modalities.speech`), cut at the window's
+            length; "": the whole sound is cut.
+        min_seconds: a shorter sound is left out.
+        max_seconds: a longer sound is left out; 0: none is.
 
     Raises:
         UsageError: a value is out of its range.
@@ -59,6 +67,9 @@ class Audio:
     sample_rate: int = option(16_000, "Hz of the segments")
     window: float = option(10.0, "seconds of a segment; 0: the whole sound is one segment, held in memory")
     hop: float = option(0.0, "seconds from the start of a window to that of the next; 0: as long as the window")
+    speech: str = option("", "segments are stretches of speech: energy, or silero (a model, of two more packages)")
+    min_seconds: float = option(0.0, "leave out shorter sounds")
+    max_seconds: float = option(0.0, "leave out longer sounds; 0: none")
 
     def __post_init__(self) -> None:
         if not 4_000 <= self.sample_rate <= 192_000:
@@ -73,6 +84,21 @@ class Audio:
                 f"try {self.window / 2}, or 0 for windows side by side"
             )
 
+        if self.speech:
+            speech.check_gate(self.speech)
+            if self.sample_rate != speech.RATE or self.hop or not self.window:
+                raise UsageError(
+                    f"speech = {self.speech!r} is told at {speech.RATE} Hz and cut at the window's length: "
+                    "leave sample_rate and hop as they are, and window above 0"
+                )
+        if not 0 <= self.min_seconds < math.inf or not 0 <= self.max_seconds < math.inf:
+            raise UsageError(f"min_seconds and max_seconds are {self.min_seconds} and {self.max_seconds}: 0 or more")
+
+    @property
+    def by_content(self) -> bool:
+        """Segments depend on the medium alone."""
+        return True
+
     def decode(self, media: Media) -> Iterator[tuple[int, Samples]]:
         """Blocks of sound from the first sample that is not silence, each with its position in the whole, in samples.
 
@@ -82,16 +108,20 @@ class Audio:
             ReadError: the file can't be opened.
             DecodeError: it is no sound that libsndfile reads. The blocks raise it too: damaged data, no samples,
                 a sample that is not finite, nothing but silence.
+            FilteredError: it is shorter or longer than what is wanted, by its header.
         """
         label, binary = media.path or "a sound", media.open()
         try:
             file = _open(binary, label)
-        except DecodeError:
+            self._filter(file, label)
+        except RecordError:
             binary.close()
             raise
         return _without_leading_silence(_blocks(file, binary, self.sample_rate, label), label)
 
-    def segment(self, decoded: Iterator[tuple[int, Samples]]) -> Iterator[tuple[Span, Samples]]:
+    def segment(
+        self, decoded: Iterator[tuple[int, Samples]], metadata: Mapping[str, Any] = MappingProxyType({})
+    ) -> Iterator[tuple[Span, Samples]]:
         """Windows with (start, end) in seconds of the original file, leading silence counted.
 
         Memory is bounded by a window and a block. The last window may be short.
@@ -99,8 +129,15 @@ class Audio:
         Raises:
             DecodeError: as the blocks of `decode`.
         """
-        covered = 0
-        for start, samples in _windows(decoded, round(self.window * self.sample_rate), self._hop):
+        covered, length = 0, round(self.window * self.sample_rate)
+        if self.speech:
+            for start, samples in speech.stretches(decoded, speech.GATES[self.speech](), length):
+                yield (start / self.sample_rate, (start + len(samples)) / self.sample_rate), samples
+                covered = start + len(samples)
+            if not covered:
+                raise FilteredError("no speech found")
+            return
+        for start, samples in _windows(decoded, length, self._hop):
             loud = np.flatnonzero(np.abs(samples) >= SILENCE)
             if loud.size and start + loud[-1] >= covered:
                 first, end = int(loud[0]), int(loud[-1]) + 1
@@ -117,6 +154,18 @@ class Audio:
         rms, peak = float(np.sqrt(np.mean(np.square(piece, dtype=np.float64)))), float(np.abs(piece).max())
         level = min(LEVEL / rms, 1 / peak) if peak else 0.0
         return np.pad(piece * np.float32(level), (0, max(0, round(self.window * self.sample_rate) - len(piece))))
+
+    def _filter(self, file: soundfile.SoundFile, label: str) -> None:
+        """Raise for a sound of a length that is not wanted, or that can't be held as a whole."""
+        if not RATES[0] <= file.samplerate <= RATES[1] or file.frames <= 0:
+            return  # what is wrong with it is told where it is read
+        seconds = file.frames / file.samplerate
+        if seconds < self.min_seconds:
+            raise FilteredError(f"{seconds:.2f} seconds are below min_seconds = {self.min_seconds:g}")
+        if self.max_seconds and seconds > self.max_seconds:
+            raise FilteredError(f"{seconds:.2f} seconds are above max_seconds = {self.max_seconds:g}")
+        if not self.window and seconds > LONGEST_WHOLE:
+            raise DecodeError(f"{label} has {seconds:,.0f} seconds: too long for one segment, set --audio-window")
 
     @property
     def _hop(self) -> int:

@@ -7,16 +7,17 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
-from typing import TYPE_CHECKING, ClassVar
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mmembed.errors import DecodeError, UsageError
+from mmembed.errors import DecodeError, FilteredError, UsageError
 from mmembed.modalities import option
 from mmembed.types import Media, Span
 
@@ -82,11 +83,20 @@ class Image:
         fit: how a picture becomes a square: "letterbox" pads it with white, "crop" takes its middle.
         tiles: "RxC": a grid of R rows and C columns whose tiles are further segments after the whole picture;
             "" for none.
+        boxes: a key of the record's metadata that holds boxes, each [left, top, right, bottom] in pixels of the
+            oriented original: further segments after the whole picture; "" for none.
+        min_side: a picture whose shorter side has fewer pixels is left out.
+        max_aspect: a picture whose longer side is more than so many times the other is left out; 0: none is.
     """
 
     size: int = option(128, "side in pixels of the square that encoders get")
     fit: str = option("letterbox", "letterbox pads a picture with white to a square, crop takes its middle")
     tiles: str = option("", "RxC: the tiles of a grid of R rows and C columns are further segments, like 2x3")
+    boxes: str = option("", "a key of the metadata with boxes [left, top, right, bottom]: they are further segments")
+    min_side: int = option(0, "leave out pictures whose shorter side has fewer pixels")
+    max_aspect: float = option(
+        0.0, "leave out pictures whose longer side is more than so many times the other; 0: none"
+    )
 
     name: ClassVar[str] = "image"
     version: ClassVar[str] = "1"
@@ -96,6 +106,14 @@ class Image:
             raise UsageError(f"size is {self.size}: a picture's side is 16 to 1024 pixels; try 128")
         if self.fit not in ("letterbox", "crop"):
             raise UsageError(f'fit is "{self.fit}": it must be "letterbox" or "crop"')
+        if self.tiles and self.boxes:
+            raise UsageError("tiles and boxes are two ways to cut a picture: choose one")
+        if self.min_side < 0:
+            raise UsageError(f"min_side is {self.min_side}: a picture's side has 0 pixels or more")
+        if self.max_aspect != 0 and not self.max_aspect >= 1:
+            raise UsageError(
+                f"max_aspect is {self.max_aspect}: the longer side is at least 1 times the other, or 0: any"
+            )
         if self.tiles and not _TILES.fullmatch(self.tiles):
             raise UsageError(f'tiles are "{self.tiles}": write rows x columns, each 1 to 99, like "2x3", or nothing')
 
@@ -105,12 +123,18 @@ class Image:
         match = _TILES.fullmatch(self.tiles)
         return (int(match[1]), int(match[2])) if match else (0, 0)
 
+    @property
+    def by_content(self) -> bool:
+        """Whether segments depend on the medium alone: boxes are metadata."""
+        return not self.boxes
+
     def decode(self, media: Media) -> Picture:
         """Decode at not much more than the needed resolution: at most 3 times it stays on each side.
 
         Raises:
             ReadError: the file can't be opened.
             DecodeError: it is not a picture, broken, or larger than MAX_PIXELS.
+            FilteredError: its size or aspect is outside what is wanted.
         """
         from PIL import Image as pillow
         from PIL import UnidentifiedImageError
@@ -120,12 +144,21 @@ class Image:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             try:
                 with pillow.open(file, formats=FORMATS) as image:
+                    self._filter(*image.size)
                     return self._decode(image)
             except (*BAD_DATA, pillow.DecompressionBombError) as error:
                 # Pillow's own words for it hold a memory address, and a rerun must give the same message.
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = f"it is none of {', '.join(FORMATS)}" if unknown else str(error) or type(error).__name__
                 raise DecodeError(f"can't decode {media.path or 'the picture'}: {reason}") from error
+
+    def _filter(self, width: int, height: int) -> None:
+        """Raise FilteredError for a picture of a size that is not wanted."""
+        shorter, longer = sorted((width, height))
+        if shorter < self.min_side:
+            raise FilteredError(f"{width} x {height} pixels: the shorter side is below min_side = {self.min_side}")
+        if self.max_aspect and longer > self.max_aspect * shorter:
+            raise FilteredError(f"{width} x {height} pixels: the longer side is above max_aspect = {self.max_aspect:g}")
 
     def _decode(self, image: PILImage) -> Picture:
         from PIL.Image import Resampling
@@ -157,10 +190,19 @@ class Image:
         scale = min(1.0, 1.5 * self.size * max(1, *self.grid) / side)
         return math.ceil(width * scale), math.ceil(height * scale)
 
-    def segment(self, decoded: Picture) -> Iterator[tuple[Span, Picture]]:
-        """The whole picture, then its tiles row by row; spans (left, top, right, bottom) in pixels of the oriented
-        original. Tiles cover it without gap or overlap; a picture smaller than the grid has fewer."""
+    def segment(
+        self, decoded: Picture, metadata: Mapping[str, Any] = MappingProxyType({})
+    ) -> Iterator[tuple[Span, Picture]]:
+        """The whole picture, then its tiles row by row, or the boxes of the record; spans (left, top, right, bottom) in
+        pixels of the oriented original. Tiles cover it without gap or overlap; one smaller than the grid has fewer.
+
+        Raises:
+            DecodeError: a box is none, or lies outside the picture.
+        """
+        boxes = _boxes(metadata.get(self.boxes), decoded) if self.boxes else []
         yield decoded.box, decoded
+        for box in boxes:
+            yield box, replace(decoded, box=box)
         rows, columns = self.grid
         for top, bottom in _cuts(decoded.height, rows):
             for left, right in _cuts(decoded.width, columns):
@@ -190,6 +232,25 @@ class Image:
         x, y = (self.size - width) // 2, (self.size - height) // 2
         square[y : y + height, x : x + width] = np.asarray(small)
         return square
+
+
+def _boxes(values: Any, picture: Picture) -> list[tuple[int, int, int, int]]:
+    """The boxes that a record gives, in whole pixels and cut off at the picture's border."""
+    if values is None:
+        return []
+    if not isinstance(values, list):
+        raise DecodeError(f"boxes are a list of [left, top, right, bottom], not {values!r}")
+    found = []
+    for value in values:
+        numbers = isinstance(value, list) and len(value) == 4 and all(type(item) in (int, float) for item in value)
+        if not numbers or not all(math.isfinite(item) for item in value):
+            raise DecodeError(f"a box is [left, top, right, bottom] in pixels, not {value!r}")
+        left, top = max(0, math.floor(value[0])), max(0, math.floor(value[1]))
+        right, bottom = min(picture.width, math.ceil(value[2])), min(picture.height, math.ceil(value[3]))
+        if left >= right or top >= bottom:
+            raise DecodeError(f"the box {value!r} holds nothing of the picture of {picture.width} x {picture.height}")
+        found.append((left, top, right, bottom))
+    return found
 
 
 def _cuts(length: int, parts: int) -> Iterator[tuple[int, int]]:

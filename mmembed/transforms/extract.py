@@ -8,18 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from mmembed.encoders import Encoder
-from mmembed.features import write_unit
+from mmembed.features import Contents, Marks, write_unit
+from mmembed.fetch import Fetcher
 from mmembed.inputs import Source
 from mmembed.modalities import Modality
+from mmembed.scratch import Scratch
 from mmembed.steps import encode_segments, normalize_segments, segment_records
 from mmembed.transforms.threads import use_one_thread
-from mmembed.types import Batch, Failure, Segment, Unit
+from mmembed.types import Batch, Unit
 
 Element = tuple[Unit, Batch]
 
@@ -36,24 +37,31 @@ class ReadRecords(beam.PTransform):
         return units | "Read" >> beam.Map(self._read)
 
     def _read(self, unit: Unit) -> Element:
-        records, failures = self.source.read(unit)
-        return unit, Batch(tuple(records), failures=tuple(failures))
+        records, failures, stamps = self.source.read_stamped(unit)
+        return unit, Batch(tuple(records), failures=tuple(failures), stamps=stamps)
 
 
 @beam.typehints.with_input_types(Element)
 @beam.typehints.with_output_types(Element)
 @dataclass
 class SegmentRecords(beam.PTransform):
-    """Batches of records to batches of segments, one modality after the other; the records follow them."""
+    """Batches of records to batches of segments, one modality after the other; the records follow them.
+
+    Attributes: as of `mmembed.steps.segment_records`.
+    """
 
     modalities: Mapping[str, Modality]
+    fetcher: Fetcher = Fetcher()
+    scratch: Scratch | None = None
+    sign: bool = False
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[Element]:
         return batches | "Segment" >> beam.FlatMap(self._segment)
 
     def _segment(self, element: Element) -> Iterator[Element]:
         unit, records = element
-        return ((unit, batch) for batch in segment_records(records, self.modalities))
+        batches = segment_records(records, self.modalities, self.fetcher, self.scratch, unit.number, self.sign)
+        return ((unit, batch) for batch in batches)
 
 
 @beam.typehints.with_input_types(Element)
@@ -63,12 +71,13 @@ class NormalizeSegments(beam.PTransform):
     """Segments to the form that their encoders take."""
 
     modalities: Mapping[str, Modality]
+    scratch: Scratch | None = None
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[Element]:
         return batches | "Normalize" >> beam.MapTuple(self._normalize)
 
     def _normalize(self, unit: Unit, batch: Batch) -> Element:
-        return unit, normalize_segments(batch, self.modalities)
+        return unit, normalize_segments(batch, self.modalities, self.scratch, unit.number)
 
 
 @beam.typehints.with_input_types(Element)
@@ -78,14 +87,16 @@ class EncodeSegments(beam.PTransform):
     """Normalized segments to features."""
 
     encoders: Mapping[str, Encoder]
+    scratch: Scratch | None = None
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[Element]:
-        return batches | "Encode" >> beam.ParDo(_Encode(self.encoders))
+        return batches | "Encode" >> beam.ParDo(_Encode(self.encoders, self.scratch))
 
 
 @dataclass
 class _Encode(beam.DoFn):
     encoders: Mapping[str, Encoder]
+    scratch: Scratch | None
 
     def setup(self) -> None:
         use_one_thread()
@@ -94,7 +105,7 @@ class _Encode(beam.DoFn):
 
     def process(self, element: Element) -> Iterator[Element]:
         unit, batch = element
-        yield unit, encode_segments(batch, self.encoders)
+        yield unit, encode_segments(batch, self.encoders, self.scratch, unit.number)
 
 
 @beam.typehints.with_input_types(Element)
@@ -107,73 +118,74 @@ class WriteFeatures(beam.PTransform):
     apart makes this fail; it never writes a part of a unit.
     """
 
-    root: Path
-    dims: Mapping[str, int]
-    fingerprint: str
+    scratch: Scratch
+    marks: Marks
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[int]:
-        return batches | "Write" >> beam.ParDo(_Write(self.root, self.dims, self.fingerprint))
+        return batches | "Write" >> beam.ParDo(_Write(self.scratch, self.marks))
 
 
 @dataclass
 class _Write(beam.DoFn):
-    root: Path
-    dims: Mapping[str, int]
-    fingerprint: str
-    _segments: dict[int, dict[str, list[Segment]]] = field(default_factory=dict)
-    _failures: dict[int, list[Failure]] = field(default_factory=dict)
+    scratch: Scratch
+    marks: Marks
+    _open: dict[int, Contents] = field(default_factory=dict)
 
     def start_bundle(self) -> None:
-        self._segments, self._failures = {}, {}
+        self._open = {}
 
     def process(self, element: Element) -> Iterator[int]:
         unit, batch = element
-        segments = self._segments.setdefault(unit.number, {name: [] for name in self.dims})
-        failures = self._failures.setdefault(unit.number, [])
-        failures += batch.failures
+        contents = self._open.setdefault(unit.number, Contents())
+        contents.failures += batch.failures
+        contents.dropped += batch.dropped
         if batch.modality:
-            segments[batch.modality] += batch.items
+            contents.segments.setdefault(batch.modality, []).extend(batch.items)
             Metrics.distribution("mmembed", f"{batch.modality}_batch_segments").update(len(batch.items))
             return
-        write_unit(self.root, unit, batch.items, segments, failures, self.dims, self.fingerprint)
-        self._count(len(batch.items), segments, failures)
-        del self._segments[unit.number], self._failures[unit.number]
+        del self._open[unit.number]
+        contents.records, contents.stamps = batch.items, batch.stamps
+        write_unit(self.scratch, unit, contents, self.marks)
+        self._count(contents)
         yield unit.number
 
     def finish_bundle(self) -> None:
-        if self._segments:
+        if self._open:
             raise RuntimeError(
-                f"units {sorted(self._segments)} came without their records: this runner doesn't fuse the steps of a "
+                f"units {sorted(self._open)} came without their records: this runner doesn't fuse the steps of a "
                 "unit, which WriteFeatures needs"
             )
 
-    def _count(self, records: int, segments: Mapping[str, list[Segment]], failures: list[Failure]) -> None:
-        Metrics.counter("mmembed", "records").inc(records)
-        for name, items in segments.items():
+    def _count(self, contents: Contents) -> None:
+        Metrics.counter("mmembed", "records").inc(len(contents.records))
+        for name, items in contents.segments.items():
             Metrics.counter("mmembed", f"{name}_segments").inc(len(items))
-        for failure in failures:
+        for failure in contents.failures:
             Metrics.counter("mmembed", f"{failure.stage}_errors").inc()
+        Metrics.counter("mmembed", "dropped").inc(len(contents.dropped))
 
 
 @beam.typehints.with_input_types(Unit)
 @beam.typehints.with_output_types(int)
 @dataclass
 class ExtractFeatures(beam.PTransform):
-    """Units of raw records to the files of features/, records/ and errors/; gives the numbers of finished units."""
+    """Units of raw records to the files of features/, records/, errors/ and dropped/; gives the numbers of finished
+    units."""
 
     source: Source
     modalities: Mapping[str, Modality]
     encoders: Mapping[str, Encoder]
-    root: Path
-    fingerprint: str
+    scratch: Scratch
+    marks: Marks
+    fetcher: Fetcher = Fetcher()
+    sign: bool = False
 
     def expand(self, units: beam.PCollection[Unit]) -> beam.PCollection[int]:
-        dims = {name: encoder.space.dim for name, encoder in self.encoders.items()}
         return (
             units
             | ReadRecords(self.source)
-            | SegmentRecords(self.modalities)
-            | NormalizeSegments(self.modalities)
-            | EncodeSegments(self.encoders)
-            | WriteFeatures(self.root, dims, self.fingerprint)
+            | SegmentRecords(self.modalities, self.fetcher, self.scratch, self.sign)
+            | NormalizeSegments(self.modalities, self.scratch)
+            | EncodeSegments(self.encoders, self.scratch)
+            | WriteFeatures(self.scratch, self.marks)
         )

@@ -35,6 +35,9 @@ def kill_processes() -> None:
 
 _running: set[subprocess.Popen[bytes]] = set()
 
+deaths: list[tuple[int, int]] = []
+"""Processes that died while a run needed them: (pid, exit code as of `subprocess`), first things first."""
+
 
 class WatchedProcess(GrpcWorkerHandler):
     """One worker process."""
@@ -63,6 +66,8 @@ class WatchedProcess(GrpcWorkerHandler):
     def _watch(self) -> None:
         code = self._process.wait()
         _running.discard(self._process)
+        if not self._closed.is_set():
+            deaths.append((self._process.pid, code))
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         while not self._closed.wait(0.2):  # until then the runner may ask more of it
             for process in self._run:

@@ -17,8 +17,8 @@ from threadpoolctl import threadpool_limits
 
 from mmembed import errors
 from mmembed.engine import Engine
-from mmembed.errors import MmembedError, UsageError
-from mmembed.transforms.processes import hide_lost_connections, kill_processes, process_environment
+from mmembed.errors import CrashError, MmembedError, UsageError
+from mmembed.transforms.processes import deaths, hide_lost_connections, kill_processes, process_environment
 from mmembed.transforms.threads import ONE_THREAD
 
 # One process a core, each with one thread: more threads than cores are slower. The malloc settings keep glibc from
@@ -32,7 +32,8 @@ _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", re.MUL
 
 
 def pipeline(engine: Engine, elements: int) -> beam.Pipeline:
-    """An empty pipeline for so many elements. On this machine, one worker needs no process of its own."""
+    """An empty pipeline for so many elements. On this machine, one worker needs no process of its own, unless what it
+    does may crash."""
     if engine.beam_flags:
         check_beam_flags(engine.beam_flags)
         options = PipelineOptions(list(engine.beam_flags))
@@ -40,7 +41,7 @@ def pipeline(engine: Engine, elements: int) -> beam.Pipeline:
         return beam.Pipeline(None if named else FnApiRunner(), options)
     workers = min(engine.workers, elements)
     # The class, not the name: Beam's default, DirectRunner, first tries to download another runner.
-    if workers == 1:
+    if workers == 1 and not engine.isolated:
         return beam.Pipeline(FnApiRunner(), PipelineOptions([]))
     return beam.Pipeline(FnApiRunner(process_environment()), PipelineOptions([f"--direct_num_workers={workers}"]))
 
@@ -64,11 +65,13 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     `Create` spreads the elements over the workers; nothing else is shuffled.
 
     Raises:
-        MmembedError: the pipeline failed; the message is the last line of the worker's own.
+        CrashError: a worker process of this machine died.
+        MmembedError: the pipeline failed otherwise; the message is the last line of the worker's own.
     """
     os.environ.update(WORKER_ENVIRONMENT)  # worker processes inherit it
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     threading.excepthook = hide_lost_connections
+    deaths.clear()
     try:
         job = pipeline(engine, len(elements))
     except (ValueError, ImportError) as error:  # an unknown runner, a flag that it lacks, a package that it needs
@@ -86,7 +89,14 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
         # An exception of a worker process arrives as the text of its traceback, and an interruption as its name.
         there = isinstance(error, RuntimeError) and _EXCEPTION.search(str(error))
         text = str(error) if there else "".join(traceback.format_exception(error))
+        if deaths:
+            raise _crash(*deaths[0]) from error
         raise _from_traceback(stage, text) from error
+
+
+def _crash(pid: int, code: int) -> CrashError:
+    how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    return CrashError(f"a worker process {how}", pid, max(0, -code))
 
 
 def _without_place(message: str) -> str:

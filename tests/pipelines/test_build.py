@@ -111,10 +111,11 @@ def test_the_stages_one_by_one_give_the_same_bytes_as_build(small: Path, tmp_pat
 
 
 def test_appended_records_leave_the_whole_units_before_them_alone(small: Path, rows: list[object], copy: Path) -> None:
-    longer = Path(source_of(small)).with_name("longer.jsonl")
-    longer.write_text("".join(json.dumps(row) + "\n" for row in rows[:90]), "utf-8")
+    moved = shutil.copytree(Path(source_of(small)).parent, copy.parent / "moved", symlinks=True)
+    with (moved / "manifest.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows[80:90])
     before = times(copy, "features", "records")
-    build_small(longer, copy)
+    build_small(moved / "manifest.jsonl", copy)
     after = times(copy, "features", "records")
     new = [path for path in after if path not in before and path.endswith(".parquet")]
     assert new == [path for path in new if path.endswith("part-00005.parquet")]
@@ -125,7 +126,7 @@ def test_appended_records_leave_the_whole_units_before_them_alone(small: Path, r
 
 
 def test_larger_units_leave_no_file_of_the_smaller_ones(copy: Path) -> None:
-    mmembed("build", source_of(copy), copy, "--unit-records", 50, *FLAGS)
+    mmembed("build", source_of(copy), copy, "--unit-records", 50, *FLAGS, "--overwrite")
     assert [path.name for path in sorted((copy / "records").iterdir())] == ["part-00000.parquet", "part-00001.parquet"]
     assert verify(Dataset.open(copy)) == []
 

@@ -134,14 +134,6 @@ def test_unknown_flags_for_beam_are_refused_where_nothing_is_to_be_done(small: P
     assert "--rnner" in complaint(mmembed("index", small, "--", "--rnner=Foo", expect=2))
 
 
-def test_an_id_that_comes_back_in_another_unit_is_named_with_both_places(small: Path, tmp_path: Path) -> None:
-    lines = [json.dumps({"id": id, "text": f"text {number}"}) for number, id in enumerate("abcabd")]
-    (tmp_path / "twice.jsonl").write_text("\n".join(lines) + "\n")
-    words = ("extract", tmp_path / "twice.jsonl", tmp_path / "out", "--unit-records", 3, "--workers", 1, *FLAGS)
-    said = mmembed(*words).stderr
-    assert "2 ids belong to several records, for instance 'a' at twice.jsonl:1 and twice.jsonl:4" in said
-
-
 def test_an_input_that_was_moved_is_known_at_its_new_place(copy: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(Path(Dataset.open(copy).input).parent, tmp_path / "moved", symlinks=True))
     words = ("build", moved / "manifest.jsonl", copy, "--unit-records", UNIT, "--workers", 1, *FLAGS)

@@ -1,0 +1,281 @@
+"""What an extraction has to do: which units are missing or stale, which records are copies of others, what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mmembed import duplicates, signatures
+from mmembed.config import Config, ExtractConfig, modalities, to_json
+from mmembed.dataset import FORMAT_VERSION, Dataset
+from mmembed.encoders import Encoder
+from mmembed.errors import CrashError, UsageError
+from mmembed.features import Marks, leave_out, read_receipt, unchanged
+from mmembed.fetch import Fetcher
+from mmembed.inputs import Source, open_source
+from mmembed.modalities import Modality
+from mmembed.scratch import Scratch
+from mmembed.shards import fingerprint, read_footer, read_table, shard_path
+from mmembed.types import Unit
+
+FREE = ("limit", "max_error_rate", "dedup", "fetch_timeout", "fetch_megabytes")
+"""Keys of the configuration that change nothing of what was extracted."""
+
+CHEAP = ("sample", "allow_outside", "allow_private_hosts")
+"""Keys that change which records there are: their features are taken over."""
+
+MAX_CRASHES = 10
+"""So many workers in a row may die without any unit being finished: then it is not the data."""
+
+_KILLED_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
+_IDENTITY = np.dtype([("id", "<u8"), ("digest", "<u8")])
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """One run of the stage: the input, the configuration, and where it goes."""
+
+    source: Source
+    units: Sequence[Unit]
+    config: ExtractConfig
+    parts: Mapping[str, tuple[Modality, Encoder]]
+    scratch: Scratch
+
+    @classmethod
+    def of(cls, input: str, root: Path, config: ExtractConfig) -> Extraction:
+        """Plan it: the input's units are listed, nothing is read of media.
+
+        Raises:
+            UsageError: there is no such input, it holds no records, or no column that the user named.
+        """
+        source = open_source(input, config.choice)
+        units = source.units(config.unit_records)
+        if not sum(unit.records for unit in units):
+            raise UsageError(f"{input} holds no records")
+        source.check_columns(units[0])
+        return cls(source, units, config, modalities(config), Scratch(root, source.folder))
+
+    @property
+    def root(self) -> Path:
+        """The data set's folder."""
+        return self.scratch.root
+
+    @property
+    def encoders(self) -> dict[str, Encoder]:
+        """By modality."""
+        return {name: encoder for name, (_, encoder) in self.parts.items()}
+
+    @property
+    def modalities(self) -> dict[str, Modality]:
+        """By name."""
+        return {name: modality for name, (modality, _) in self.parts.items()}
+
+    @property
+    def spaces(self) -> dict[str, dict[str, Any]]:
+        """Of the features, by modality, as JSON values."""
+        return {name: asdict(encoder.space) for name, encoder in self.encoders.items()}
+
+    @property
+    def sign(self) -> bool:
+        """Whether media are signed, so that near duplicates can be found."""
+        return self.config.dedup == "near"
+
+    @property
+    def fetcher(self) -> Fetcher:
+        """Of media behind web addresses."""
+        config = self.config
+        return Fetcher(config.fetch_timeout, config.fetch_megabytes, config.allow_private_hosts)
+
+    @cached_property
+    def marks(self) -> Marks:
+        """What the files of finished units are marked with."""
+        features = {
+            name: fingerprint(FORMAT_VERSION, modality.version, asdict(modality), self.spaces[name])  # type: ignore[call-overload]
+            for name, (modality, _) in self.parts.items()
+        }
+        config = {key: value for key, value in to_json(self.config).items() if key not in FREE}
+        dims = {name: encoder.space.dim for name, encoder in self.encoders.items()}
+        return Marks(fingerprint(config, features, signatures.VERSION if self.sign else ""), features, dims)
+
+    @property
+    def mark(self) -> str:
+        """Of all that goes in."""
+        return fingerprint(self.marks.unit, self.config.dedup, [unit.fingerprint for unit in self.units])
+
+    def receipt(self, unit: Unit) -> dict[str, Any] | None:
+        """Of a unit that is done."""
+        return read_receipt(self.root, unit, self.marks)
+
+    def missing(self, units: Sequence[Unit]) -> list[Unit]:
+        """Units that are not done."""
+        return [unit for unit in units if self.receipt(unit) is None]
+
+    def stale(self, retry_errors: bool) -> list[Unit]:
+        """Units to do: those that are missing, or whose files have changed, or that have errors to be tried again."""
+        return [
+            unit
+            for unit in self.units
+            if (receipt := self.receipt(unit)) is None
+            or (retry_errors and receipt["errors"])
+            or not unchanged(self.root, unit, self.scratch)
+        ]
+
+    def retire(self, units: Sequence[Unit]) -> None:
+        """Move the files of units, and of those that the input no longer has, to where they are taken over from."""
+        self.scratch.remember_before(identities(self.root))
+        surplus = [number for number in _numbers(self.root) if number >= len(self.units)]
+        for number in [*(unit.number for unit in units), *surplus]:
+            self.scratch.retire(number, self.marks.modalities)
+
+    def settle_duplicates(self) -> list[Unit]:
+        """Take records out of finished units that are copies of others; gives units that must be done once more,
+        because a record in them is no copy any longer."""
+        without = copies(self.root, [unit.number for unit in self.units], self.config.dedup)
+        again = []
+        for unit in self.units:
+            receipt, wanted = self.receipt(unit), without.get(unit.number, {})
+            if receipt is None or receipt["without"].keys() - wanted.keys():
+                again.append(unit)
+            elif receipt["without"] != wanted:
+                leave_out(self.root, unit, wanted, self.marks)
+        return again
+
+    def changes(self) -> dict[str, int]:
+        """How many records were added, removed and changed since the last extraction."""
+        before, now = self.scratch.before(_IDENTITY), identities(self.root)
+        same_id = np.isin(now["id"], before["id"])
+        same = np.isin(now, before) if len(before) else np.zeros(len(now), bool)
+        return {
+            "added": int((~same_id).sum()),
+            "removed": int((~np.isin(before["id"], now["id"])).sum()),
+            "changed": int((same_id & ~same).sum()),
+        }
+
+    def after_crash(self, error: CrashError, in_a_row: int) -> Extraction:
+        """This extraction without what a worker died of.
+
+        Args:
+            in_a_row: how many workers have died since a unit was last finished.
+
+        Raises:
+            CrashError: it was killed from outside, or what it was doing isn't known, or it dies of everything.
+        """
+        note = self.scratch.last_note(error.pid)
+        if note is None:
+            raise CrashError(f"{error}{_GO_ON}")
+        unit, stage, source, modality = note
+        doing = f"{stage.split()[0]} of {modality or 'records'}, {source}"
+        if error.signal in _KILLED_FROM_OUTSIDE or stage in ("read", "write"):
+            raise CrashError(f"{error} during {doing}; if memory ran out, use fewer --workers{_GO_ON}")
+        if in_a_row >= MAX_CRASHES:
+            raise CrashError(
+                f"{error} during {doing}, and {in_a_row - 1} others before it with no unit finished: "
+                f"is what decodes or encodes broken?{_GO_ON}"
+            )
+        if stage == "encode":
+            scratch = replace(self.scratch, alone=self.scratch.alone | {unit})
+        else:
+            crash = (source, modality, f"{error} while it was at the stage {stage.split()[0]} of this medium")
+            scratch = replace(self.scratch, crashed=(*self.scratch.crashed, crash))
+        scratch.write_crashes()
+        return replace(self, scratch=scratch)
+
+
+_GO_ON = ". What was finished is kept: run the same command again to go on"
+
+
+def refuse_other_configuration(dataset: Dataset, config: Config) -> None:
+    """What was extracted is not thrown away because of a flag.
+
+    Raises:
+        UsageError: the data set was extracted with another configuration.
+    """
+    before = dict(_flat(dataset.config.get("extract", {})))
+    now = dict(_flat(to_json(config.extract)))
+    different = [
+        f"{key} = {before[key]!r}, now {value!r}"
+        for key, value in now.items()
+        if key not in FREE + CHEAP and key in before and before[key] != value
+    ]
+    if different:
+        raise UsageError(
+            f"{dataset.root} was extracted with {'; '.join(different)}: extract into another folder, "
+            "or what that changes again with --overwrite"
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def copies(root: Path, numbers: Sequence[int], dedup: str) -> dict[int, dict[str, list[str]]]:
+    """Records that are to be left out, by unit and id: what they are, why, and the place or id of the one that stays.
+
+    Of each record, some 40 bytes and its id are in memory, and its signatures where near duplicates are looked for.
+    """
+    columns = ["id", "source", *(["media"] if dedup != "none" else [])]
+    tables = [read_table((root / shard_path("records", number)).read_bytes()).select(columns) for number in numbers]
+    starts = np.cumsum([0, *(table.num_rows for table in tables)])
+    records = pa.concat_tables(tables).combine_chunks()
+    ids = records["id"]
+    found: dict[int, list[str]] = {
+        record: ["repeated", "its id was used before", records["source"][first].as_py()]
+        for record, first in duplicates.repeated(ids)
+    }
+    if dedup != "none":
+        media = _media_table(records["media"], set(found))
+        for twin in duplicates.exact(media) if dedup == "exact" else duplicates.near(media):
+            found[twin.record] = ["duplicate", twin.reason, ids[twin.of].as_py()]
+    without: dict[int, dict[str, list[str]]] = {}
+    for record in sorted(found):
+        unit = int(np.searchsorted(starts, record, side="right")) - 1
+        without.setdefault(numbers[unit], {})[ids[record].as_py()] = found[record]
+    return without
+
+
+def _media_table(media: pa.ChunkedArray, but: set[int]) -> pa.Table:
+    """A row for each usable medium of each record, but for some records: record, modality, content_hash, signature."""
+    lists = media.combine_chunks()
+    record = np.repeat(np.arange(len(lists)), lists.value_lengths().fill_null(0).to_numpy())
+    items = pa.Table.from_struct_array(lists.flatten())
+    table = items.append_column("record", pa.array(record, pa.int64()))
+    kept = ~np.isin(record, list(but))
+    return table.filter(pa.array(kept))
+
+
+def identities(root: Path) -> NDArray[Any]:
+    """Of each record on disk, hashes of its id and of its content."""
+    parts = [np.empty(0, _IDENTITY)]
+    for number in _numbers(root):
+        path = root / shard_path("records", number)
+        if read_footer(path) is None:  # damaged
+            continue
+        table = read_table(path.read_bytes()).select(["id", "digest"])
+        part = np.empty(table.num_rows, _IDENTITY)
+        part["id"] = [_hash(id) for id in table["id"].to_pylist()]
+        part["digest"] = [int(digest, 16) for digest in table["digest"].to_pylist()]
+        parts.append(part)
+    return np.concatenate(parts)
+
+
+def _hash(id: str) -> int:
+    digest = hashlib.blake2b(id.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+def _numbers(root: Path) -> list[int]:
+    """The numbers of the units on disk."""
+    return sorted(int(path.stem.removeprefix("part-")) for path in (root / "records").glob("part-*.parquet"))

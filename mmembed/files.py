@@ -1,0 +1,239 @@
+"""Files by their location: a path of this machine, or a URL of a file system that Beam knows (gs://, s3://, hdfs://).
+
+The one place below `transforms` that imports Beam, and only for such URLs: whoever opens a file opens it here.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import glob
+import io
+import os
+import re
+import stat
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from mmembed.errors import ReadError
+
+_MAGIC = re.compile(r"[*?\[]")
+WEB = ("http://", "https://")
+
+
+class Stamp(NamedTuple):
+    """What tells a changed file without reading it; (-1, 0) where there is none.
+
+    Attributes:
+        bytes: its size.
+        modified: when it was written, nanoseconds.
+    """
+
+    bytes: int
+    modified: int
+
+
+NO_FILE = Stamp(-1, 0)
+
+
+def is_url(location: str) -> bool:
+    """Whether this is a URL and no path."""
+    return "://" in location
+
+
+def is_web(location: str) -> bool:
+    """Whether this is an http(s) URL, which only a `mmembed.fetch.Fetcher` opens."""
+    return location.startswith(WEB)
+
+
+def join(folder: str, path: str) -> str:
+    """The location of a path that is relative to a folder, absolute, or a URL of its own."""
+    if is_url(path) or not folder:
+        return path
+    return f"{folder.rstrip('/')}/{path}" if is_url(folder) else os.path.join(folder, path)
+
+
+def parent(location: str) -> str:
+    """The location of the folder that a file lies in."""
+    return location.rsplit("/", 1)[0] if is_url(location) else os.path.dirname(location)
+
+
+def open_binary(location: str) -> BinaryIO:
+    """A file, readable and seekable; nothing is decompressed.
+
+    Raises:
+        ReadError: the file is missing, can't be opened, or is none (a folder, a pipe, a device).
+    """
+    if is_web(location):
+        raise ReadError(f"can't open {location}: web addresses are fetched where media are read, and only there")
+    if is_url(location):
+        return _open_remote(location)
+    try:
+        if not stat.S_ISREG(os.stat(location).st_mode):  # a pipe or a device might never end
+            raise ReadError(f"can't open {location}: it is no regular file")
+        return open(location, "rb")
+    except OSError as error:
+        raise ReadError(f"can't open {location}: {error.strerror}") from error
+    except ValueError as error:  # a NUL in the name, or one that the file system can't encode
+        raise ReadError(f"{location!r} is no path: {error}") from error
+
+
+def stamp(location: str) -> Stamp:
+    """The stamp of a file; of a URL always the same one, for asking each of many would cost more than reading them."""
+    if is_url(location):
+        return Stamp(0, 0)
+    try:
+        found = os.stat(location)
+    except (OSError, ValueError):
+        return NO_FILE
+    return Stamp(found.st_size, found.st_mtime_ns)
+
+
+def exists(location: str) -> bool:
+    """Whether there is a file (not a folder) of this name."""
+    if not is_url(location):
+        return os.path.isfile(location)
+    return bool(_match(location))
+
+
+def is_folder(location: str) -> bool:
+    """Whether there is a folder of this name; on a remote file system, whether anything lies below it."""
+    return bool(_match(f"{location.rstrip('/')}/*")) if is_url(location) else os.path.isdir(location)
+
+
+def below(folder: str) -> Iterator[str]:
+    """The files below a folder, as paths relative to it, sorted folder by folder; hidden ones are left out.
+
+    Links to folders are followed, but none that leads back to a folder it lies in.
+
+    Raises:
+        ReadError: the folder, or one in it, can't be listed.
+    """
+    if is_url(folder):
+        prefix = folder.rstrip("/") + "/"
+        names = (found.removeprefix(prefix) for found in _match(prefix + "**"))
+        yield from sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
+    else:
+        yield from _below(folder, "", (os.path.realpath(folder),))
+
+
+def matching(pattern: str) -> list[str]:
+    """The files that a pattern of *, ?, [..] and ** names, sorted."""
+    if is_url(pattern):
+        return sorted(_match(pattern))
+    return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+
+
+def is_pattern(location: str) -> bool:
+    """Whether this is a pattern; a file whose name holds such signs is meant itself."""
+    return bool(_MAGIC.search(location)) and not (not is_url(location) and os.path.exists(location))
+
+
+class Slice(io.RawIOBase):
+    """Some bytes of a file as a file of their own: a member of an archive. It closes the file that it is of."""
+
+    def __init__(self, file: BinaryIO, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._place = file, start, size, 0
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always."""
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        """As of any file; a place before the beginning is refused."""
+        place = offset + (0, self._place, self._size)[whence]
+        if place < 0:
+            raise ValueError(f"a seek to {place}: before the beginning")
+        self._place = place
+        return place
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer as far as the slice goes."""
+        view = memoryview(buffer).cast("B")
+        count = max(0, min(len(view), self._size - self._place))
+        self._file.seek(self._start + self._place)
+        data = self._file.read(count)
+        view[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def close(self) -> None:
+        """Close it and the file."""
+        self._file.close()
+        super().close()
+
+
+def open_slice(location: str, start: int, size: int) -> BinaryIO:
+    """Some bytes of a file as a file, readable and seekable.
+
+    Raises:
+        ReadError: as of `open_binary`.
+    """
+    return cast(BinaryIO, io.BufferedReader(Slice(open_binary(location), start, size)))
+
+
+def _below(folder: str, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ReadError(f"can't list {folder}: {error.strerror}") from error
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if not entry.is_dir():
+            yield prefix + entry.name
+        elif (real := os.path.realpath(entry.path)) not in parents:
+            yield from _below(entry.path, f"{prefix}{entry.name}/", (*parents, real))
+
+
+def _match(pattern: str) -> list[str]:
+    """The files on a remote file system that a pattern names; of its signs Beam knows * and ?, and * not across /.
+
+    Raises:
+        ReadError: there is no such file system, or it can't be asked.
+    """
+    from apache_beam.io.filesystem import BeamIOError
+    from apache_beam.io.filesystems import FileSystems
+
+    # Beam's own patterns stop at a slash: what lies deeper is asked for by prefix and sorted out here.
+    fixed = _MAGIC.split(pattern, maxsplit=1)[0]
+    try:
+        system = FileSystems.get_filesystem(pattern)
+        if not is_pattern(pattern):
+            return [found.path for result in system.match([pattern]) for found in result.metadata_list]
+        found = [metadata.path for metadata in system._list(fixed)]
+    except (BeamIOError, ValueError, OSError) as error:
+        raise ReadError(f"can't list {pattern}: {_remote_reason(error)}") from error
+    except Exception as error:  # each file system's client has errors of its own
+        raise ReadError(f"can't list {pattern}: {type(error).__name__}: {_remote_reason(error)}") from error
+    expression = re.compile(_regular(pattern))
+    return [path for path in found if expression.fullmatch(path)]
+
+
+def _regular(pattern: str) -> str:
+    """A pattern as a regular expression: * and ? stay within a folder, ** does not."""
+    parts = re.split(r"(\*\*/?|\*|\?|\[[^\]]+\])", pattern)
+    signs = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
+    return "".join(
+        signs.get(part) or (fnmatch.translate(part)[4:-3] if part.startswith("[") else re.escape(part))
+        for part in parts
+    )
+
+
+def _open_remote(location: str) -> BinaryIO:
+    from apache_beam.io.filesystem import BeamIOError, CompressionTypes
+    from apache_beam.io.filesystems import FileSystems
+
+    try:
+        return cast(BinaryIO, FileSystems.open(location, compression_type=CompressionTypes.UNCOMPRESSED))
+    except (BeamIOError, ValueError, OSError) as error:
+        raise ReadError(f"can't open {location}: {_remote_reason(error)}") from error
+    except Exception as error:  # each file system's client has errors of its own
+        raise ReadError(f"can't open {location}: {type(error).__name__}: {_remote_reason(error)}") from error
+
+
+def _remote_reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

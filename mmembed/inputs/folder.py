@@ -1,0 +1,103 @@
+"""A folder of files: those of one name but for its ending are a record; `name.json` beside them is its metadata."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from itertools import groupby
+from typing import Any
+
+from mmembed import files
+from mmembed.errors import ReadError
+from mmembed.inputs import Plan
+from mmembed.inputs.jsonl import parse_object
+from mmembed.inputs.rows import FILE_COLUMNS, SUFFIXES, Row
+from mmembed.types import Media
+
+COLUMNS = FILE_COLUMNS
+
+MAX_JSON_BYTES = 16 << 20
+"""Of a metadata file, at most."""
+
+_ENDINGS = frozenset(ending for several in SUFFIXES.values() for ending in several) | {"json"}
+
+
+def plan(location: str, records: int) -> Iterator[Plan]:
+    """Units of at most `records` records; place: the names of their files, relative to the folder.
+
+    Files of other endings are left out. The fingerprint is of the names and of the metadata: media are compared by
+    size and time.
+    """
+    block: list[tuple[str, ...]] = []
+    for names in _groups(location):
+        block.append(names)
+        if len(block) == records:
+            yield _plan(location, block)
+            block = []
+    if block:
+        yield _plan(location, block)
+
+
+def rows(location: str, name: str, place: tuple[str, ...]) -> Iterator[Row]:
+    """The records of some files: their key, media by ending, the folder that they lie in, and their metadata."""
+    for key, names in groupby(place, _key):
+        yield key, _values(location, key, list(names))
+
+
+def _groups(location: str) -> Iterator[tuple[str, ...]]:
+    """The files of each record, in the order of their keys within each folder."""
+    known = (name for name in files.below(location) if _ending(name) in _ENDINGS)
+    for _, of_folder in groupby(known, _parent):
+        for _, names in groupby(sorted(of_folder, key=lambda name: (_key(name), name)), _key):
+            yield tuple(names)
+
+
+def _plan(location: str, block: list[tuple[str, ...]]) -> Plan:
+    place = tuple(name for names in block for name in names)
+    digest = hashlib.sha256("\0".join(place).encode("utf-8", "surrogateescape"))
+    for name in place:
+        if _ending(name) == "json":
+            digest.update(_metadata_bytes(location, name))
+    return len(block), digest.hexdigest(), place
+
+
+def _values(location: str, key: str, names: list[str]) -> dict[str, Any] | ReadError:
+    values: dict[str, Any] = {"__key__": key} | ({"folder": _parent(key)} if _parent(key) else {})
+    try:
+        for name in names:
+            name.encode()  # what is no UTF-8 can't be written down
+            ending = _ending(name)
+            if ending != "json":
+                before = values.get(ending)
+                media = Media(name, folder=location)
+                values[ending] = [*(before if isinstance(before, list) else [before]), media] if before else media
+        for name in names:
+            if _ending(name) == "json":
+                values = parse_object(_metadata_bytes(location, name), name) | values
+    except UnicodeEncodeError:
+        return ReadError(f"the name {names[0]!r} is no UTF-8: rename the file")
+    except ReadError as error:
+        return error
+    return values
+
+
+def _metadata_bytes(location: str, name: str) -> bytes:
+    """The bytes of a metadata file; of one that can't be read, nothing, which is no JSON."""
+    try:
+        with files.open_binary(files.join(location, name)) as file:
+            return file.read(MAX_JSON_BYTES)
+    except (ReadError, OSError):
+        return b""
+
+
+def _ending(name: str) -> str:
+    stem, dot, ending = name.rsplit("/", 1)[-1].rpartition(".")
+    return ending.lower() if stem and dot else ""
+
+
+def _key(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _parent(name: str) -> str:
+    return name.rpartition("/")[0]
