@@ -220,9 +220,11 @@ def _engine(options: argparse.Namespace) -> Any:
     from mmembed.engine import Engine
 
     if options.beam_flags:
+        from mmembed.files import use_flags
         from mmembed.transforms import check_beam_flags
 
         check_beam_flags(options.beam_flags)
+        use_flags(options.beam_flags)
     return Engine(options.workers, options.beam_flags)
 
 

@@ -5,13 +5,12 @@ The one place below `transforms` that imports Beam, and only for such URLs: whoe
 
 from __future__ import annotations
 
-import fnmatch
 import glob
 import io
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from mmembed.errors import ReadError
@@ -43,6 +42,11 @@ def is_url(location: str) -> bool:
 def is_web(location: str) -> bool:
     """Whether this is an http(s) URL, which only a `mmembed.fetch.Fetcher` opens."""
     return location.startswith(WEB)
+
+
+def is_text(name: str) -> bool:
+    """Whether a name can be written down: what is no UTF-8 on disk comes with halves of surrogate pairs."""
+    return name.isascii() or not any("\ud800" <= sign <= "\udfff" for sign in name)
 
 
 def join(folder: str, path: str) -> str:
@@ -189,51 +193,48 @@ def _below(folder: str, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
             yield from _below(entry.path, f"{prefix}{entry.name}/", (*parents, real))
 
 
+def use_flags(flags: Sequence[str]) -> None:
+    """Open URLs as some flags of Beam say: credentials, end points, projects."""
+    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    FileSystems.set_options(PipelineOptions(list(flags)))
+
+
+def _file_systems() -> Any:
+    """Beam's file systems; without flags of the user's they go by what the environment says."""
+    from apache_beam.io.filesystems import FileSystems
+
+    if FileSystems._pipeline_options is None:  # some refuse to work without any
+        use_flags(())
+    return FileSystems
+
+
 def _match(pattern: str) -> list[str]:
-    """The files on a remote file system that a pattern names; of its signs Beam knows * and ?, and * not across /.
+    """The files on a remote file system that a pattern names; * stays within a folder, ** does not.
 
     Raises:
         ReadError: there is no such file system, or it can't be asked.
     """
-    from apache_beam.io.filesystem import BeamIOError
-    from apache_beam.io.filesystems import FileSystems
-
-    # Beam's own patterns stop at a slash: what lies deeper is asked for by prefix and sorted out here.
-    fixed = _MAGIC.split(pattern, maxsplit=1)[0]
     try:
-        system = FileSystems.get_filesystem(pattern)
-        if not is_pattern(pattern):
-            return [found.path for result in system.match([pattern]) for found in result.metadata_list]
-        found = [metadata.path for metadata in system._list(fixed)]
-    except (BeamIOError, ValueError, OSError) as error:
-        raise ReadError(f"can't list {pattern}: {_remote_reason(error)}") from error
-    except Exception as error:  # each file system's client has errors of its own
-        raise ReadError(f"can't list {pattern}: {type(error).__name__}: {_remote_reason(error)}") from error
-    expression = re.compile(_regular(pattern))
-    return [path for path in found if expression.fullmatch(path)]
-
-
-def _regular(pattern: str) -> str:
-    """A pattern as a regular expression: * and ? stay within a folder, ** does not."""
-    parts = re.split(r"(\*\*/?|\*|\?|\[[^\]]+\])", pattern)
-    signs = {"**": ".*", "**/": "(?:.*/)?", "*": "[^/]*", "?": "[^/]"}
-    return "".join(
-        signs.get(part) or (fnmatch.translate(part)[4:-3] if part.startswith("[") else re.escape(part))
-        for part in parts
-    )
+        return [found.path for result in _file_systems().match([pattern]) for found in result.metadata_list]
+    except Exception as error:  # the client of each file system has errors of its own
+        raise ReadError(f"can't list {pattern}: {_remote_reason(pattern, error)}") from error
 
 
 def _open_remote(location: str) -> BinaryIO:
-    from apache_beam.io.filesystem import BeamIOError, CompressionTypes
-    from apache_beam.io.filesystems import FileSystems
+    from apache_beam.io.filesystem import CompressionTypes
 
     try:
-        return cast(BinaryIO, FileSystems.open(location, compression_type=CompressionTypes.UNCOMPRESSED))
-    except (BeamIOError, ValueError, OSError) as error:
-        raise ReadError(f"can't open {location}: {_remote_reason(error)}") from error
-    except Exception as error:  # each file system's client has errors of its own
-        raise ReadError(f"can't open {location}: {type(error).__name__}: {_remote_reason(error)}") from error
+        opened = _file_systems().open(location, compression_type=CompressionTypes.UNCOMPRESSED)
+        return cast(BinaryIO, opened)
+    except Exception as error:  # the client of each file system has errors of its own
+        raise ReadError(f"can't open {location}: {_remote_reason(location, error)}") from error
 
 
-def _remote_reason(error: Exception) -> str:
+def _remote_reason(location: str, error: Exception) -> str:
+    scheme = location.partition("://")[0]
+    extra = {"gs": "gcp", "s3": "aws", "hdfs": "hadoop", "azfs": "azure"}.get(scheme)
+    if "Unable to get filesystem" in str(error) and extra:
+        return f"Beam reads {scheme}:// with more packages: pip install 'apache-beam[{extra}]'"
     return " ".join(str(error).split()) or type(error).__name__

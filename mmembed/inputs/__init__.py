@@ -134,8 +134,7 @@ class Source:
             id_needed=bool(self.choice.id_column),
             named_files=unit.file.rsplit("/", 1)[-1] in METADATA_FILES,
         )
-        rows = islice(form.rows(location, unit.file, unit.place), unit.records)
-        records, failures = parser.parse(rows)
+        records, failures = parser.parse(_exactly(unit, form.rows(location, unit.file, unit.place)))
         if self.choice.sample < 1:
             records = [record for record in records if position(record.id, "sample") < self.choice.sample]
             kept = {record.source for record in records}
@@ -166,7 +165,8 @@ class Source:
     def _stamps(self, unit: Unit) -> dict[str, Stamp]:
         location = self._location(unit.file)
         if unit.form == "folder":
-            return {place: files.stamp(place) for place in (files.join(location, name) for name in unit.place)}
+            places = [files.join(location, name) for name in unit.place if files.is_text(name)]
+            return {place: files.stamp(place) for place in places}
         return {location: files.stamp(location)} if unit.form in STAMPED_FORMS else {}
 
     def _location(self, name: str) -> str:
@@ -191,6 +191,16 @@ def open_source(location: str, choice: Choice = Choice()) -> Source:
 def form_of(name: str) -> str | None:
     """The form of a file by its name."""
     return next((form for form, endings in FORMS.items() if name.lower().endswith(endings or "\0")), None)
+
+
+def _exactly(unit: Unit, rows: Iterator[Row]) -> Iterator[Row]:
+    """As many rows as were planned: where some are missing, the file has changed, or holds less than it says."""
+    count = 0
+    for row in islice(rows, unit.records):
+        count += 1
+        yield row
+    missing = ReadError(f"{unit.file} holds fewer rows than it says, or has changed while it was read")
+    yield from ((f"{unit.file}:row {row} of its unit", missing) for row in range(count, unit.records))
 
 
 def _form(name: str) -> Form:

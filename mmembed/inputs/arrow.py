@@ -11,7 +11,7 @@ import pyarrow as pa
 from mmembed import files
 from mmembed.errors import ReadError, UsageError
 from mmembed.inputs import UNIT_BYTES, Plan
-from mmembed.inputs.parquet import values
+from mmembed.inputs.parquet import BAD_DATA, values
 from mmembed.inputs.rows import MANIFEST_COLUMNS, Row
 from mmembed.shards import fingerprint
 
@@ -106,13 +106,13 @@ def _batches(location: str) -> Iterator[pa.RecordBatch]:
         except pa.ArrowInvalid:
             yield from _of_file(source, location)
             return
-        except (OSError, pa.ArrowException) as error:
+        except BAD_DATA as error:
             raise _unreadable(location, error) from error
         try:
             for batch in reader:
                 batch.validate(full=True)
                 yield batch
-        except (OSError, pa.ArrowException) as error:
+        except BAD_DATA as error:
             raise _unreadable(location, error) from error
 
 
@@ -124,7 +124,7 @@ def _of_file(source: BinaryIO | pa.NativeFile, location: str) -> Iterator[pa.Rec
             batch = reader.get_batch(number)
             batch.validate(full=True)
             yield batch
-    except (OSError, pa.ArrowException) as error:
+    except BAD_DATA as error:
         raise _unreadable(location, error) from error
 
 

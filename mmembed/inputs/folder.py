@@ -41,7 +41,7 @@ def plan(location: str, records: int) -> Iterator[Plan]:
 def rows(location: str, name: str, place: tuple[str, ...]) -> Iterator[Row]:
     """The records of some files: their key, media by ending, the folder that they lie in, and their metadata."""
     for key, names in groupby(place, _key):
-        yield key, _values(location, key, list(names))
+        yield key.encode("utf-8", "backslashreplace").decode(), _values(location, key, list(names))
 
 
 def _groups(location: str) -> Iterator[tuple[str, ...]]:
@@ -65,7 +65,8 @@ def _values(location: str, key: str, names: list[str]) -> dict[str, Any] | ReadE
     values: dict[str, Any] = {"__key__": key} | ({"folder": _parent(key)} if _parent(key) else {})
     try:
         for name in names:
-            name.encode()  # what is no UTF-8 can't be written down
+            if not files.is_text(name):
+                return ReadError(f"the name {name!a} is no UTF-8: rename the file")
             ending = _ending(name)
             if ending != "json":
                 before = values.get(ending)
@@ -74,8 +75,6 @@ def _values(location: str, key: str, names: list[str]) -> dict[str, Any] | ReadE
         for name in names:
             if _ending(name) == "json":
                 values = parse_object(_metadata_bytes(location, name), name) | values
-    except UnicodeEncodeError:
-        return ReadError(f"the name {names[0]!r} is no UTF-8: rename the file")
     except ReadError as error:
         return error
     return values

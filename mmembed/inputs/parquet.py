@@ -16,6 +16,15 @@ from mmembed.shards import checksum, fingerprint
 
 COLUMNS = MANIFEST_COLUMNS
 
+BAD_DATA = (
+    OSError,
+    ValueError,  # with ArrowInvalid and errors of Unicode
+    pa.ArrowException,
+    MemoryError,  # sizes that can't be
+    OverflowError,
+)
+"""What pyarrow raises for damaged files."""
+
 
 def plan(location: str, records: int) -> Iterator[Plan]:
     """Units of at most `records` rows and, by the mean of a row group's rows, UNIT_BYTES.
@@ -47,7 +56,7 @@ def rows(location: str, name: str, place: tuple[int, int, int, int, int]) -> Ite
                 skip = 0
                 if found == wanted:
                     return
-    except (OSError, pa.ArrowException) as error:  # a damaged page: what comes after it can't be read either
+    except BAD_DATA as error:  # a damaged page: what comes after it can't be read either
         reason = ReadError(f"can't read {name} from here: {' '.join(str(error).split())}")
         yield from ((f"{name}:row {first + row}", reason) for row in range(found, wanted))
 
@@ -91,11 +100,14 @@ def _footer(location: str) -> tuple[str, pq.FileMetaData]:
     with files.open_binary(location) as file:
         try:
             metadata = pq.read_metadata(file)
+            counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+            if min(counts, default=0) < 0 or sum(counts) > 8 * file.seek(0, 2):  # no record takes less than a bit
+                raise ValueError(f"its footer claims {sum(counts):,} rows")
             file.seek(-8, 2)
             length = int.from_bytes(file.read(4), "little")
             file.seek(-8 - length, 2)
             return checksum(file.read(length)), metadata
-        except (OSError, pa.ArrowException) as error:
+        except BAD_DATA as error:
             raise ReadError(f"{location} is no Parquet file: {' '.join(str(error).split())}") from error
 
 

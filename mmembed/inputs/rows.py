@@ -123,7 +123,7 @@ class Rows:
     def _media(
         self, values: Mapping[str, Any]
     ) -> tuple[dict[str, tuple[Media, ...]], list[tuple[str, int, ReadError]]]:
-        """Media by modality, and what is wrong with others: modality, number, error."""
+        """Media by modality, and what is wrong with others: modality, a number below 0 of their own, error."""
         media: dict[str, tuple[Media, ...]] = {}
         wrong: list[tuple[str, int, ReadError]] = []
         for modality, columns in self.columns.media.items():
@@ -133,7 +133,7 @@ class Rows:
                 try:
                     found.append(replace(self._medium(modality, value), column=column))
                 except ReadError as error:
-                    wrong.append((modality, number, error))
+                    wrong.append((modality, -1 - number, error))
             if found:
                 media[modality] = tuple(found)
         return media, wrong

@@ -70,22 +70,25 @@ def _members(location: str, start: int) -> Iterator[_Member]:
     with files.open_binary(location) as file:
         size = file.seek(0, 2)
         file.seek(start)
-        read = False
+        place = start
         try:
             archive = tarfile.TarFile(fileobj=file, errorlevel=2)  # closes nothing: `file` is ours
             while (member := archive.next()) is not None:
-                read = True
                 archive.members = []  # type: ignore[attr-defined]  # it keeps all headers otherwise
+                place = archive.offset
                 if member.isdir():
                     continue
                 wrong = _wrong(member, size)
                 yield _Member(member.name, member.offset, member.offset_data, member.size, member.mtime, wrong)
-                if wrong.startswith("the archive is cut off"):
+                if wrong and place > size:
                     return
+            file.seek(place)
+            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # it takes what is no header for the end
+                raise tarfile.ReadError("there is no header of a member")
         except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
-            if not read and start == 0:
+            if place == 0:
                 raise ReadError(f"{location} is no tar archive: {error}") from error
-            yield _Member("", file.tell(), 0, 0, 0, f"the archive can't be read from here: {error}")
+            yield _Member("", place, 0, 0, 0, f"the archive can't be read from its byte {place:,} on: {error}")
 
 
 def _wrong(member: tarfile.TarInfo, size: int) -> str:
@@ -108,7 +111,8 @@ def _values(file: BinaryIO, location: str, name: str, key: str, members: list[_M
     metadata: dict[str, Any] = {}
     try:
         for member in members:
-            member.name.encode()  # what is no UTF-8 can't be written down
+            if not files.is_text(member.name):
+                return ReadError(f"the name {member.name!a} is no UTF-8: make the archive again")
             ending = _ending(member.name)
             if ending in values:
                 raise ReadError(f"the archive holds {member.name} twice")
@@ -119,8 +123,6 @@ def _values(file: BinaryIO, location: str, name: str, key: str, members: list[_M
             elif ending:
                 part = Part(location, member.start, member.bytes)
                 values[ending] = Media(f"{name}/{member.name}", part=part)
-    except UnicodeEncodeError:
-        return ReadError(f"the name {members[0].name!a} is no UTF-8: make the archive again")
     except ReadError as error:
         return error
     return metadata | values

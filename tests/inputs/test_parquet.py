@@ -3,6 +3,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import pickle
+import random
 from pathlib import Path
 from typing import Any
 
@@ -207,3 +208,38 @@ def test_a_file_cut_short_is_a_usage_error(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-10])
     with pytest.raises(UsageError, match="is no Parquet file"):
         source.units(10)
+
+
+def test_several_captions_and_plain_bytes_are_media(tmp_path: Path) -> None:
+    columns = {"id": ["a"], "text": [["one", "two"]], "image": pa.array([b"png"], pa.binary())}
+    columns["audio"] = pa.array([[{"bytes": b"wav", "path": None}]], pa.list_(FILE))
+    [record], failures = read(write(tmp_path / "in.parquet", columns))
+    assert {name: [media.content for media in items] for name, items in record.media.items()} == {
+        "image": [b"png"],
+        "text": ["one", "two"],
+        "audio": [b"wav"],
+    }
+    assert not failures
+
+
+@settings(deadline=None, max_examples=150)
+@given(seed=st.integers(0, 10**6), records=st.integers(1, 20))
+def test_no_damage_does_more_than_cost_rows(tmp_path_factory: pytest.TempPathFactory, seed: int, records: int) -> None:
+    rng, path = random.Random(seed), tmp_path_factory.getbasetemp() / "fuzz.parquet"
+    images = pa.array([{"bytes": b"x" * 99, "path": None}] * 30, FILE)
+    source = write(path, {"id": [f"r{row}" for row in range(30)], "image": images, "n": list(range(30))}, 13)
+    data = bytearray(path.read_bytes())
+    for _ in range(rng.randrange(1, 5)):
+        place = rng.randrange(len(data))
+        if rng.random() < 0.7:
+            data[place : place + 1] = rng.randbytes(1)
+        else:
+            del data[place : place + rng.randrange(100)]
+    path.write_bytes(bytes(data))
+    try:
+        units = source.units(records)
+    except UsageError:
+        return
+    for unit in units:
+        found, failures = source.read(unit)
+        assert len(found) + sum(not failure.modality for failure in failures) == unit.records
