@@ -252,6 +252,7 @@ def _build(options: argparse.Namespace) -> int:
 def _extract(options: argparse.Namespace) -> int:
     from mmembed import stages
     from mmembed.dataset import Dataset
+    from mmembed.extraction import for_another_run
 
     engine = _engine(options)
     request = _request(options)
@@ -259,7 +260,7 @@ def _extract(options: argparse.Namespace) -> int:
         return _dry_run(options, _config(options))
     with _writing(options.root):
         dataset = Dataset.open_or_new(options.root, request.overwrite)
-        config = _config(options, dict(dataset.config))
+        config = _config(options, for_another_run(dataset.config))
         dataset = stages.extract(options.input, dataset, config, engine, request)
     return _judge_errors(dataset, config)
 

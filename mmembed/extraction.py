@@ -184,13 +184,20 @@ class Extraction:
         if stage == "encode":
             scratch = replace(self.scratch, alone=self.scratch.alone | {unit})
         else:
-            crash = (source, modality, f"{error} while it was at the stage {stage.split()[0]} of this medium")
+            stage = stage.split()[0]
+            crash = (source, modality, stage, f"{error} at the stage {stage} of this medium")
             scratch = replace(self.scratch, crashed=(*self.scratch.crashed, crash))
         scratch.write_crashes()
         return replace(self, scratch=scratch)
 
 
 _GO_ON = ". What was finished is kept: run the same command again to go on"
+
+
+def for_another_run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a data set without what was meant for one run."""
+    extract = {key: value for key, value in config.get("extract", {}).items() if key not in FREE + CHEAP}
+    return {**config, "extract": extract}
 
 
 def refuse_other_configuration(dataset: Dataset, config: Config) -> None:

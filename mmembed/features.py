@@ -85,10 +85,8 @@ def write_unit(scratch: Scratch, unit: Unit, contents: Contents, marks: Marks) -
         replace(failure, attempts=1 + scratch.attempts(failure.id or failure.source, failure.modality))
         for failure in contents.failures
     ]
-    if failures:
-        write_table(root / shard_path("errors", number), errors_table(failures), footer)
-    if contents.dropped:
-        write_table(root / shard_path("dropped", number), dropped_table(contents.dropped), footer)
+    _write_if_any(root / shard_path("errors", number), errors_table(failures), footer)
+    _write_if_any(root / shard_path("dropped", number), dropped_table(contents.dropped), footer)
     write_table(root / shard_path("stamps", number), _stamps_table(contents, usable, scratch), footer)
     lost = sum(not failure.modality for failure in failures)
     receipt = {
@@ -108,6 +106,14 @@ def write_unit(scratch: Scratch, unit: Unit, contents: Contents, marks: Marks) -
     for (id, _, _), medium in usable.items():
         by_id.setdefault(id, []).append(medium)
     write_table(root / shard_path("records", number), records_table(contents.records, by_id), receipt)
+
+
+def _write_if_any(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
+    """A table without rows has no file, nor that of an earlier attempt."""
+    if table.num_rows:
+        write_table(path, table, footer)
+    else:
+        path.unlink(missing_ok=True)
 
 
 Key = tuple[str, str, int]
@@ -231,8 +237,7 @@ def leave_out(root: Path, unit: Unit, without: Mapping[str, Sequence[str]], mark
     ]
     tables = {"errors": pa.Table.from_pylist(failures, ERRORS), "dropped": pa.Table.from_pylist(dropped, DROPPED)}
     for folder, table in tables.items():
-        if table.num_rows:
-            write_table(root / shard_path(folder, number), table, footer)
+        _write_if_any(root / shard_path(folder, number), table, footer)
     stamps = root / shard_path("stamps", number)
     write_table(stamps, read_table(stamps.read_bytes()).replace_schema_metadata(), footer)
     used = {

@@ -10,16 +10,16 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import mmembed
 from mmembed.errors import ReadError
-from mmembed.files import is_web
-from mmembed.types import Media
+from mmembed.files import is_web, open_binary, read_part
+from mmembed.types import Media, Part
 
 MAX_REDIRECTS = 5
 """More is a loop, or somebody who hides where a URL leads."""
@@ -81,19 +81,24 @@ class Fetcher:
             raise ReadError(f"can't fetch {url}: {reason}") from error
 
     def prefetched(self, media: Iterable[Media]) -> Iterator[Media | ReadError]:
-        """Media in order, those behind http(s) URLs with their bodies; a few are fetched ahead, in threads.
+        """Media in order, those behind URLs with their content; a few are fetched ahead, in threads.
 
-        A URL that can't be had gives its error. Bodies of at most THREADS URLs are in memory beside the current one.
+        Remote files are read once here instead of wherever they are opened. Members of remote archives are read one
+        after the other, as they lie there. What can't be had gives its error. The content of at most THREADS URLs is in
+        memory beside the current one.
         """
         ahead: deque[Callable[[], Media | ReadError]] = deque()
         pool: ThreadPoolExecutor | None = None
         try:
             for item in media:
-                if not item.is_web:
+                if not item.is_remote:
                     ahead.append(lambda item=item: item)  # type: ignore[misc]
+                elif item.part:
+                    ahead.append(_content(partial(self._read_part, item.part), item))
                 else:
                     pool = pool or ThreadPoolExecutor(THREADS)
-                    ahead.append(_result(pool.submit(self.fetch, item.location), item))
+                    fetch = self.fetch if is_web(item.location) else self._read_remote
+                    ahead.append(_content(pool.submit(fetch, item.location).result, item))
                 while len(ahead) > (THREADS if pool else 0):
                     yield ahead.popleft()()
             while ahead:
@@ -101,6 +106,24 @@ class Fetcher:
         finally:
             if pool:
                 pool.shutdown(wait=False, cancel_futures=True)
+
+    def _read_remote(self, location: str) -> bytes:
+        limit = self.megabytes * 1_000_000
+        try:
+            with open_binary(location) as file:
+                content = file.read(limit + 1)
+        except ReadError:
+            raise
+        except Exception as error:  # the client of each file system has errors of its own
+            raise ReadError(f"can't read {location}: {' '.join(str(error).split())}") from error
+        if len(content) > limit:
+            raise ReadError(f"can't read {location}: it has more than {self.megabytes} MB (--fetch-megabytes)")
+        return content
+
+    def _read_part(self, part: Part) -> bytes:
+        if part.bytes > self.megabytes * 1_000_000:
+            raise ReadError(f"its {part.bytes:,} bytes are more than {self.megabytes} MB (--fetch-megabytes)")
+        return read_part(*part)
 
     def _follow(self, url: str, end: float) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
@@ -144,13 +167,13 @@ class Fetcher:
         limit = self.megabytes * 1_000_000
         size = response.length  # None where the server doesn't say
         if size is not None and size > limit:
-            raise _Refused(f"its {size:,} bytes are more than {self.megabytes} MB")
+            raise _Refused(f"its {size:,} bytes are more than {self.megabytes} MB (--fetch-megabytes)")
         blocks, read = [], 0
         while block := response.read1(_BLOCK):
             blocks.append(block)
             read += len(block)
             if read > limit:
-                raise _Refused(f"it has more than {self.megabytes} MB")
+                raise _Refused(f"it has more than {self.megabytes} MB (--fetch-megabytes)")
         if time.monotonic() >= end:
             raise TimeoutError
         if size is not None and read < size:
@@ -243,10 +266,12 @@ def _quoted(target: str) -> str:
     return "".join(sign if "!" <= sign <= "~" else "".join(f"%{b:02X}" for b in sign.encode()) for sign in target)
 
 
-def _result(future: Future[bytes], media: Media) -> Callable[[], Media | ReadError]:
+def _content(read: Callable[[], bytes], media: Media) -> Callable[[], Media | ReadError]:
+    """A call that gives a medium with its content, or why it has none."""
+
     def wait() -> Media | ReadError:
         try:
-            return replace(media, content=future.result())
+            return replace(media, content=read())
         except ReadError as error:
             return error
 

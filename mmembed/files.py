@@ -11,6 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from mmembed.errors import ReadError
@@ -177,6 +178,28 @@ def open_slice(location: str, start: int, size: int) -> BinaryIO:
         ReadError: as of `open_binary`.
     """
     return cast(BinaryIO, io.BufferedReader(Slice(open_binary(location), start, size)))
+
+
+def read_part(location: str, start: int, size: int) -> bytes:
+    """Some bytes of a remote file. It stays open for the next call: what is read one after the other is fetched once.
+
+    Raises:
+        ReadError: it can't be opened or read.
+    """
+    try:
+        file = _kept_open(location)
+        file.seek(start)
+        return file.read(size)
+    except ReadError:
+        raise
+    except Exception as error:  # the client of each file system has errors of its own
+        _kept_open.cache_clear()
+        raise ReadError(f"can't read {location}: {_remote_reason(location, error)}") from error
+
+
+@lru_cache(maxsize=1)
+def _kept_open(location: str) -> BinaryIO:
+    return open_binary(location)
 
 
 def _below(folder: str, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:

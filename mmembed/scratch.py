@@ -40,13 +40,13 @@ class Scratch:
     Attributes:
         root: the data set's folder.
         base: what the names of stamped files are relative to: the input's folder, which may be moved.
-        crashed: media that a worker died of, as (source of the record, modality), and how.
+        crashed: media that a worker died of, as (source of the record, modality, stage), and how.
         alone: units in which one segment is encoded at a time, because a worker died while it encoded several.
     """
 
     root: Path
     base: str = ""
-    crashed: tuple[tuple[str, str, str], ...] = ()
+    crashed: tuple[tuple[str, str, str, str], ...] = ()
     alone: frozenset[int] = frozenset()
 
     @property
@@ -148,9 +148,9 @@ class Scratch:
         """How often a medium, or a record (modality ""), failed before; of a record without an id, by its source."""
         return _attempts(tuple(self._retired("errors"))).get((record, modality), 0)
 
-    def death(self, source: str, modality: str) -> str | None:
-        """How a worker died of this medium; None where none did."""
-        return next((how for s, m, how in self.crashed if (s, m) == (source, modality)), None)
+    def death(self, source: str, modality: str, stage: str) -> str | None:
+        """How a worker died of this medium at a stage; None where none did."""
+        return next((how for *what, how in self.crashed if what == [source, modality, stage]), None)
 
     def _retired_file(self, folder: str, number: int) -> Path:
         return _listed(self.folder / folder)[number]

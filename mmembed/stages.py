@@ -84,7 +84,7 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
         say(f"extract: up to date ({dataset.stages['extract'].summary['records']:,} records)")
         return dataset if dataset.input == location else dataset.moved(location)
 
-    dataset = dataset.begin("extract")
+    before, dataset = dataset, dataset.begin("extract")
     if len(stale) < len(extraction.units):
         done = len(extraction.units) - len(stale)
         say(f"extract: {done:,} of {len(extraction.units):,} units are there, going on with the others")
@@ -100,6 +100,7 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
     did = extract_line(summary)
     folders = ("features", "records", "errors", "dropped")
     dataset = _commit(dataset, config, "extract", extraction.mark, files, summary, folders, did, input=location)
+    dataset = dataset.with_later_of(before)
     extraction.scratch.remove()
     say(did)
     for line in failures(dataset):

@@ -87,8 +87,9 @@ def normalize_segments(
     for segment in batch.items:
         try:
             _note(scratch, unit, "normalize", segment.source, batch.modality)
+            _check_alive(scratch, segment.source, batch.modality, "normalize")
             items.append(segment if segment.encoded else replace(segment, data=modality.normalize(segment.data)))
-        except RecordError as error:
+        except (RecordError, CrashError) as error:
             items.append(_failure(segment, batch.modality, "normalize", error))
     return _batch(items, batch.modality, batch)
 
@@ -142,7 +143,7 @@ def _encode_alone(
     segment: Segment, modality: str, encoder: Encoder, scratch: Scratch | None
 ) -> list[Segment | Failure]:
     try:
-        _check_alive(scratch, segment.source, modality)
+        _check_alive(scratch, segment.source, modality, "encode")
         return _encode([segment], modality, encoder)
     except (RecordError, CrashError) as error:
         return [_failure(segment, modality, "encode", error)]
@@ -192,7 +193,7 @@ def _segments(
     """The segments of one medium, lazily, and a failure where decoding stops."""
     record, first = job.record, number
     try:
-        _check_alive(scratch, record.source, modality.name)
+        _check_alive(scratch, record.source, modality.name, "segment")
         if isinstance(media, ReadError):
             raise media
         content_hash, signed = media.content_hash, signature(modality, media) if sign else b""
@@ -238,15 +239,15 @@ def _features_of(media: Media, modality: Modality, scratch: Scratch | None) -> p
     if not scratch or not modality.by_content or not scratch.has_features(modality.name):
         return None
     try:
-        content_hash = scratch.content_hash(media) or (None if media.is_web else media.content_hash)
+        content_hash = scratch.content_hash(media) or (None if media.is_remote else media.content_hash)
     except ReadError:  # met again, and told, where it is decoded
         return None
     return scratch.features(modality.name, content_hash) if content_hash else None
 
 
-def _check_alive(scratch: Scratch | None, source: str, modality: str) -> None:
-    """Raise CrashError for a medium that a worker died of before."""
-    if scratch and (death := scratch.death(source, modality)):
+def _check_alive(scratch: Scratch | None, source: str, modality: str, stage: str) -> None:
+    """Raise CrashError for a medium that a worker died of at this stage before."""
+    if scratch and (death := scratch.death(source, modality, stage)):
         raise CrashError(death)
 
 

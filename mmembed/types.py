@@ -83,9 +83,9 @@ class Media:
         return files.join(self.folder, self.path)
 
     @property
-    def is_web(self) -> bool:
-        """Whether it lies behind an http(s) URL and has not been fetched."""
-        return self.content is None and files.is_web(self.location)
+    def is_remote(self) -> bool:
+        """Whether it lies behind a URL, of the web or of a remote file system, and has not been fetched."""
+        return self.content is None and files.is_url(self.part.location if self.part else self.location)
 
     @property
     def name(self) -> str:

@@ -19,6 +19,9 @@ FOLDERS = ("features", "records", "errors", "maps", "embeddings", "index")
 # Worker processes, wherever they are started, find the package and the encoders of the tests.
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
+IN_PROCESS = ("--", "--runner=FnApiRunner")
+"""Last words of a command whose pipelines run in its own process: quick to start, and not safe from crashes."""
+
 Result = subprocess.CompletedProcess[str]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import small_encoders
-from command import mmembed
+from command import IN_PROCESS, mmembed
 
 from mmembed.sample import write_sample
 
@@ -91,4 +91,4 @@ def small(manifest: Path, shared: Shared) -> Path:
 
 
 def build_small(manifest: Path, out: Path, *flags: object) -> None:
-    mmembed("build", manifest, out, "--unit-records", UNIT, "--workers", 1, *small_encoders.FLAGS, *flags)
+    mmembed("build", manifest, out, "--unit-records", UNIT, *small_encoders.FLAGS, *flags, *IN_PROCESS)

@@ -149,10 +149,10 @@ def bucket() -> Iterator[str]:
         import boto3
 
         client = boto3.client("s3")
-        client.create_bucket(Bucket="data")
+        client.create_bucket(Bucket="listing")
         for name in ("in/a.jsonl", "in/pictures/1.png", "in/pictures/2.png", "in/.hidden", "other.txt"):
-            client.put_object(Bucket="data", Key=name, Body=f"content of {name}".encode())
-        yield "s3://data"
+            client.put_object(Bucket="listing", Key=name, Body=f"content of {name}".encode())
+        yield "s3://listing"
     server.stop()
 
 

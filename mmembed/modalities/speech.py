@@ -84,35 +84,31 @@ def stretches(blocks: Iterator[tuple[int, Samples]], speaks: Gate, longest: int)
         blocks: one after the other, each with its first sample, at RATE Hz.
         longest: at least FRAME. No more than that, and a block, is in memory.
     """
-    first = 0
     before: deque[Samples] = deque(maxlen=PAD)
     held: list[Samples] = []
-    spoken = silent = 0
-    number = 0
-    for number, (start, frame) in enumerate(_frames(blocks)):
-        if number == 0:
-            offset = start
-        if not held:
-            if not speaks(frame):
-                before.append(frame)
-                continue
-            held, first, spoken, silent = [*before, frame], offset + (number - len(before)) * FRAME, 1, 0
+    active, first, spoken, silent = False, 0, 0, 0
+    for number, (offset, frame) in enumerate(_frames(blocks)):
+        spoke = speaks(frame)
+        if not active and not spoke:
+            before.append(frame)
+            continue
+        if not active:
+            active, first = True, offset + (number - len(before)) * FRAME
+            held, spoken, silent = [*before, frame], 1, 0
             before.clear()
         else:
-            spoke = speaks(frame)
             held.append(frame)
             spoken, silent = (spoken + 1, 0) if spoke else (spoken, silent + 1)
         if silent >= GAP:
-            kept, rest = held[: len(held) - silent + PAD], held[len(held) - silent + PAD :]
-            if spoken >= LEAST:
+            if (kept := held[: max(0, len(held) - silent + PAD)]) and spoken >= LEAST:
                 yield first, np.concatenate(kept)
-            held = []
-            before.extend(rest)
+            before.extend(held[len(kept) :])
+            active, held = False, []
         elif (len(held) + 1) * FRAME > longest:
             yield first, np.concatenate(held)
             held, first, spoken = [], first + len(held) * FRAME, LEAST  # what goes on is speech, however short
-    if held and spoken >= LEAST:
-        yield first, np.concatenate(held[: len(held) - max(0, silent - PAD)])
+    if (kept := held[: len(held) - max(0, silent - PAD)]) and spoken >= LEAST:
+        yield first, np.concatenate(kept)
 
 
 def _frames(blocks: Iterator[tuple[int, Samples]]) -> Iterator[tuple[int, Samples]]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import io
 import pickle
+import struct
 import tracemalloc
 import warnings
+import zlib
+from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image as pillow
 from PIL import ImageCms, features
 
-from mmembed.errors import DecodeError, ReadError, UsageError
+from mmembed.errors import DecodeError, FilteredError, ReadError, UsageError
 from mmembed.modalities import image as module
 from mmembed.modalities.image import Image, Picture
 from mmembed.types import Media
@@ -445,3 +449,86 @@ def test_the_same_bytes_give_the_same_pixels_and_the_modality_is_picklable() -> 
 def test_a_bad_configuration_says_value_and_rule(options: dict[str, object], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Image(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "size, options, message",
+    [
+        ((300, 20), {"min_side": 21}, "300 x 20 pixels: the shorter side is below min_side = 21"),
+        ((300, 20), {"max_aspect": 14.9}, "300 x 20 pixels: the longer side is above max_aspect = 14.9"),
+        ((20, 300), {"max_aspect": 14.9}, "20 x 300 pixels"),
+    ],
+)
+def test_pictures_of_other_sizes_are_left_out_before_they_are_decoded(
+    size: tuple[int, int], options: dict[str, Any], message: str
+) -> None:
+    buffer = BytesIO()
+    pillow.new("RGB", size).save(buffer, "PNG")
+    cut_short = Media(content=buffer.getvalue()[:60])  # the header is there, the pixels are not
+    with pytest.raises(FilteredError, match=message):
+        Image(**options).decode(cut_short)
+    assert Image(min_side=20, max_aspect=15).decode(Media(content=buffer.getvalue())).width == size[0]
+
+
+def test_boxes_are_segments_after_the_whole_picture() -> None:
+    image = Image(boxes="faces", size=32)
+    picture = image.decode(Media(content=png(pillow.new("RGB", (100, 50), "red"))))
+    boxes = [[10, 5, 30, 25], [-5, -5, 7.2, 8.0], [90, 40, 1000, 1000]]
+    spans = [span for span, _ in image.segment(picture, {"faces": boxes})]
+    assert spans == [(0, 0, 100, 50), (10, 5, 30, 25), (0, 0, 8, 8), (90, 40, 100, 50)]
+    assert [span for span, _ in image.segment(picture, {})] == spans[:1]
+    assert all(image.normalize(piece).shape == (32, 32, 3) for _, piece in image.segment(picture, {"faces": boxes}))
+    assert not image.by_content and Image().by_content
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [7, "all", [[1, 2, 3]], [[1, 2, 3, "4"]], [[0, 0, 0, 5]], [[200, 0, 300, 5]], [[0, 0, float("nan"), 5]], [{}]],
+)
+def test_boxes_that_are_none_are_an_error_before_any_segment(boxes: Any) -> None:
+    image = Image(boxes="faces")
+    picture = image.decode(Media(content=png(pillow.new("RGB", (100, 50), "red"))))
+    with pytest.raises(DecodeError, match="box"):
+        next(image.segment(picture, {"faces": boxes}))
+
+
+@pytest.mark.parametrize("form, options", [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {})])
+def test_of_an_animated_picture_the_first_frame_counts(form: str, options: dict[str, Any]) -> None:
+    buffer = BytesIO()
+    frames = [pillow.new("RGB", (40, 30), colour) for colour in ("red", "blue")]
+    frames[0].save(buffer, form, save_all=True, append_images=frames[1:], **options)
+    pixels = Image().decode(Media(content=buffer.getvalue())).pixels
+    assert pixels.getpixel((20, 15)) == (255, 0, 0)
+
+
+def test_an_interlaced_picture_is_as_any_other() -> None:
+    plain = pillow.effect_noise((64, 48), 50)
+    found = Image().decode(Media(content=interlaced(np.asarray(plain)))).pixels
+    assert np.array_equal(np.asarray(found)[..., 0], np.asarray(plain))
+
+
+def test_a_text_chunk_that_swells_is_refused() -> None:
+    packed = b"Comment\0\0" + zlib.compress(b"x" * (80 << 20), 9)
+    image = png(pillow.new("RGB", (8, 8)))
+    with pytest.raises(DecodeError, match="can't decode"):
+        Image().decode(Media(content=image[:33] + chunk(b"zTXt", packed) + image[33:]))
+
+
+def png(picture: pillow.Image) -> bytes:
+    buffer = BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A chunk of a PNG file."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def interlaced(gray: NDArray[np.uint8]) -> bytes:
+    """A gray PNG in seven passes (PNG specification, 8.2); Pillow writes none."""
+    passes = [(0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1)]
+    rows = [row for y, x, dy, dx in passes for row in gray[y::dy, x::dx] if len(row)]
+    header = struct.pack(">IIBBBBB", gray.shape[1], gray.shape[0], 8, 0, 0, 0, 1)
+    data = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")

@@ -5,14 +5,16 @@ import re
 import sys
 import time
 import unicodedata
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmembed.errors import DecodeError, ReadError, UsageError
+import mmembed.modalities.text
+from mmembed.errors import DecodeError, FilteredError, ReadError, UsageError
 from mmembed.modalities.text import LONGEST_WORD, Text
 from mmembed.types import Media
 
@@ -153,3 +155,96 @@ def test_normalizing_twice_changes_nothing(text: str) -> None:
     assert Text().normalize(once) == once
     assert unicodedata.is_normalized("NFC", once)
     assert once == " ".join(once.split())
+
+
+@pytest.mark.parametrize(
+    "text, chunks",
+    [
+        ("吾輩は猫である。名前はまだ無い。どこで", ["吾輩は猫である。", "名前はまだ無い。", "どこで"]),
+        ("他说：「好！」然后走了。", ["他说：「好！」", "然后走了。"]),
+        ("GPT模型很好！真的。Yes, it is.", ["GPT模型很好！真的。", "Yes, it is."]),
+    ],
+)
+def test_ideographs_and_kana_are_words_and_their_sentences_end_without_a_blank(text: str, chunks: list[str]) -> None:
+    assert [text[start:end].strip() for (start, end), _ in Text(words=8).segment(text)] == chunks
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["สวัสดีครับผมชื่อสมชายและนี่คือข้อความยาว", "ខ្ញុំស្រឡាញ់ប្រទេសកម្ពុជា។ខ្ញុំរស់នៅទីនេះ", "မြန်မာစာသည်လှပသောစာဖြစ်သည်။", "ສະບາຍດີທຸກຄົນທີ່ຢູ່ນີ້"],
+    ids=["Thai", "Khmer", "Burmese", "Lao"],
+)
+def test_scripts_without_blanks_are_cut_and_never_within_a_syllables_marks(text: str) -> None:
+    chunks = [text[start:end] for (start, end), _ in Text(words=2).segment(text)]
+    assert len(chunks) > 2
+    assert "".join(chunks) == text
+    assert not any(unicodedata.category(chunk[0])[0] == "M" for chunk in chunks)
+    assert not any(chunk.endswith("\u17d2") for chunk in chunks)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_tells_the_encoding(encoding: str) -> None:
+    assert Text().decode(Media(content="Grüße 青蛙".encode(encoding))) == "Grüße 青蛙"
+    assert Text(encoding="latin-1").decode(Media(content="Grüße".encode(encoding))) == "Grüße"
+
+
+def test_latin_1_is_never_guessed_but_read_where_it_is_named() -> None:
+    media = Media("a.txt", "Grüße".encode("latin-1"))
+    with pytest.raises(DecodeError, match=r"a.txt is not UTF-8 at byte 2: convert it, or .* --text-encoding latin-1"):
+        Text().decode(media)
+    assert Text(encoding="latin-1").decode(media) == "Grüße"
+    with pytest.raises(UsageError, match="encoding is 'klingon', which Python doesn't know"):
+        Text(encoding="klingon")
+
+
+def test_a_text_of_50_megabytes_is_cut_or_refused_as_one_segment() -> None:
+    text = "Lorem ipsum dolor sit amet. " * 1_900_000
+    decoded = Text().decode(Media(content=text.encode()))
+    with pytest.raises(DecodeError, match=r"a segment of 53,200,000 characters, more than 1,000,000: .*--text-words"):
+        list(Text().segment(decoded))
+    spans = [span for span, _ in islice(Text(words=100).segment(decoded), 50)]
+    assert len(spans) == 50 and spans[0] == (0, 20 * 28 - 1)
+
+
+def test_a_file_that_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmembed.modalities.text, "MAX_BYTES", 100)
+    assert Text().decode(Media(content=b"a" * 100))
+    with pytest.raises(DecodeError, match="has more than 100 bytes: split it"):
+        Text().decode(Media("a.txt", b"a" * 101))
+
+
+@pytest.mark.parametrize(
+    "text, options, message",
+    [
+        ("one two", {"min_words": 3}, "2 words are fewer than min_words = 3"),
+        ("one two three", {"max_words": 2}, "3 words are more than max_words = 2"),
+        ("青蛙在池塘里", {"max_words": 5}, "6 words are more than max_words = 5"),
+        (
+            "Die Katze sitzt auf der Matte und schaut aus dem Fenster.",
+            {"languages": ("en", "fr")},
+            "its language is de, not one of languages = en, fr",
+        ),
+    ],
+)
+def test_a_text_that_is_not_wanted_is_left_out_with_its_reason(
+    text: str, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(FilteredError, match=message):
+        Text(**options).decode(Media(content=text))
+
+
+@pytest.mark.parametrize(
+    "text, options",
+    [
+        ("one two three", {"min_words": 3, "max_words": 3}),
+        ("The cat sits on the mat and looks out of the window.", {"languages": ("en",)}),
+        ("Katze", {"languages": ("en",)}),  # too short to tell
+    ],
+)
+def test_a_text_that_is_wanted_stays(text: str, options: dict[str, Any]) -> None:
+    assert Text(**options).decode(Media(content=text)) == text
+
+
+def test_an_unknown_language_is_named() -> None:
+    with pytest.raises(UsageError, match=r"languages has tlh, xx, but known are .*en, "):
+        Text(languages=("en", "xx", "tlh"))

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from command import complaint, content, mmembed
+from command import IN_PROCESS, complaint, content, mmembed
 from conftest import UNIT
 from small_encoders import FLAGS
 
@@ -23,8 +23,8 @@ def copy(small: Path, tmp_path: Path) -> Path:
 
 
 def build(out: Path, *flags: object) -> str:
-    words = ("build", Dataset.open(out).input, out, "--unit-records", UNIT, "--workers", 1, *FLAGS, *flags)
-    return mmembed(*words).stderr
+    words = ("build", Dataset.open(out).input, out, "--unit-records", UNIT, *FLAGS, *flags)
+    return mmembed(*words, *IN_PROCESS).stderr
 
 
 def test_a_receipt_never_vouches_for_files_of_another_configuration(small: Path, copy: Path, tmp_path: Path) -> None:
@@ -143,6 +143,7 @@ def test_an_input_that_was_moved_is_known_at_its_new_place(copy: Path, tmp_path:
 
 @pytest.mark.parametrize("words", [("gs://bucket/m.jsonl", "out"), ("MANIFEST", "gs://bucket/out")])
 def test_a_remote_place_is_refused_at_once(small: Path, tmp_path: Path, words: tuple[str, str]) -> None:
-    given = [Dataset.open(small).input if word == "MANIFEST" else word for word in words]
+    places = {"MANIFEST": Dataset.open(small).input, "out": tmp_path / "out"}
+    given = [places.get(word, word) for word in words]
     assert "gs:/" in complaint(mmembed("extract", *given, *FLAGS, expect=2))
     assert not Path("gs:").exists()
