@@ -234,7 +234,7 @@ def copies(root: Path, numbers: Sequence[int], dedup: str) -> dict[int, dict[str
     Of each record, some 40 bytes and its id are in memory, and its signatures where near duplicates are looked for.
     """
     columns = ["id", "source", *(["media"] if dedup != "none" else [])]
-    tables = [read_table((root / shard_path("records", number)).read_bytes()).select(columns) for number in numbers]
+    tables = [read_table((root / shard_path("records", number)).read_bytes(), columns) for number in numbers]
     starts = np.cumsum([0, *(table.num_rows for table in tables)])
     records = pa.concat_tables(tables).combine_chunks()
     ids = records["id"]
@@ -270,7 +270,7 @@ def identities(root: Path) -> NDArray[Any]:
         path = root / shard_path("records", number)
         if read_footer(path) is None:  # damaged
             continue
-        table = read_table(path.read_bytes()).select(["id", "digest"])
+        table = read_table(path.read_bytes(), ["id", "digest"])
         part = np.empty(table.num_rows, _IDENTITY)
         part["id"] = [_hash(id) for id in table["id"].to_pylist()]
         part["digest"] = [int(digest, 16) for digest in table["digest"].to_pylist()]

@@ -36,6 +36,7 @@ def failures(dataset: Dataset) -> list[str]:
 
 def errors(dataset: Dataset) -> str:
     """What could not be used: counts by stage and kind of error, the most frequent first, each with examples."""
+    dataset.stage("extract")
     kinds = _kinds_of_failure(dataset)
     if not kinds:
         return "no errors"

@@ -192,7 +192,7 @@ def _places(paths: list[Path], folder: Path) -> NDArray[Any]:
     """Where the rows of each medium are, sorted by the hash of its content."""
     parts = [np.empty(0, _PLACE)]
     for number, path in enumerate(paths):
-        table = read_table(path.read_bytes()).select(["id", "content_hash"])
+        table = read_table(path.read_bytes(), ["id", "content_hash"])
         failed = _failed_ids(folder / "errors" / path.name, path.parent.name)
         rows = list(zip(table["id"].to_pylist(), table["content_hash"].to_pylist()))
         starts = [row for row, key in enumerate(rows) if row == 0 or key != rows[row - 1]]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,12 @@ def write_table(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
     write_bytes(path, memoryview(buffer.getvalue()))
 
 
-def read_table(data: bytes) -> pa.Table:
-    """The table of a Parquet file's bytes."""
+def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a Parquet file's bytes, or some of its columns."""
     # Not pq.read_table: it starts a thread, which may let go of the bytes last. Where Python is ending by then, the
     # thread can't have the interpreter's lock and takes the process down (apache/arrow#34314).
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
-        return file.read(use_threads=False)
+        return file.read(columns, use_threads=False)
 
 
 def read_footer(path: Path) -> dict[str, Any] | None:

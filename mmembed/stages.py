@@ -81,9 +81,12 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
     location = input if is_url(input) else str(Path(input).absolute())
     stale = extraction.stale(request.retry_errors)
     if not stale and dataset.is_done("extract", extraction.mark):
+        extraction.scratch.remove()  # of a run that was killed right after its commit
         say(f"extract: up to date ({dataset.stages['extract'].summary['records']:,} records)")
         return dataset if dataset.input == location else dataset.moved(location)
 
+    if "extract" in dataset.stages:  # else what an attempt that was killed has kept there is needed
+        extraction.scratch.remove()
     before, dataset = dataset, dataset.begin("extract")
     if len(stale) < len(extraction.units):
         done = len(extraction.units) - len(stale)
@@ -101,6 +104,7 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
     folders = ("features", "records", "errors", "dropped")
     dataset = _commit(dataset, config, "extract", extraction.mark, files, summary, folders, did, input=location)
     dataset = dataset.with_later_of(before)
+    remove_temporaries(dataset.root / "stamps")
     extraction.scratch.remove()
     say(did)
     for line in failures(dataset):

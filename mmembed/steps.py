@@ -168,7 +168,7 @@ def _cut(
 ) -> Iterator[Item]:
     """All of one modality: the segments of each record, lazily, and what could not be used."""
     jobs = [
-        _Job(record, medium, media, _features_of(media, modality, scratch))
+        _Job(record, medium, media, _features_of(media, modality, scratch, sign))
         for record in records
         for medium, media in enumerate(record.media.get(modality.name, ()))
     ]
@@ -234,7 +234,7 @@ def _taken_over(job: _Job, modality: str, number: int, rows: pa.Table, signed: S
         number += 1
 
 
-def _features_of(media: Media, modality: Modality, scratch: Scratch | None) -> pa.Table | None:
+def _features_of(media: Media, modality: Modality, scratch: Scratch | None, sign: bool) -> pa.Table | None:
     """What an earlier run left of a medium; None where it must be decoded."""
     if not scratch or not modality.by_content or not scratch.has_features(modality.name):
         return None
@@ -242,7 +242,9 @@ def _features_of(media: Media, modality: Modality, scratch: Scratch | None) -> p
         content_hash = scratch.content_hash(media) or (None if media.is_remote else media.content_hash)
     except ReadError:  # met again, and told, where it is decoded
         return None
-    return scratch.features(modality.name, content_hash) if content_hash else None
+    if not content_hash or (sign and not scratch.signature(modality.name, content_hash)):
+        return None
+    return scratch.features(modality.name, content_hash)
 
 
 def _check_alive(scratch: Scratch | None, source: str, modality: str, stage: str) -> None:

@@ -138,12 +138,19 @@ class Source:
         if self.choice.sample < 1:
             records = [record for record in records if position(record.id, "sample") < self.choice.sample]
             kept = {record.source for record in records}
-            failures = [failure for failure in failures if not failure.modality or failure.source in kept]
+            failures = [
+                failure
+                for failure in failures
+                if failure.source in kept
+                or (not failure.modality and position(failure.id or failure.source, "sample") < self.choice.sample)
+            ]
         return records, failures
 
     def check_columns(self, unit: Unit) -> None:
         """Raise UsageError for a column that the user named and no row of a unit has; meant for the first unit."""
         named = [*self.choice.media_columns.values(), (self.choice.id_column,) if self.choice.id_column else ()]
+        if not any(named):
+            return
         found: dict[str, None] = {}
         for _, values in islice(_form(unit.form).rows(self._location(unit.file), unit.file, unit.place), unit.records):
             found |= dict.fromkeys(values) if isinstance(values, dict) else {}

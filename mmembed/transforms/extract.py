@@ -29,14 +29,21 @@ Element = tuple[Unit, Batch]
 @beam.typehints.with_output_types(Element)
 @dataclass
 class ReadRecords(beam.PTransform):
-    """Units to batches of records."""
+    """Units to batches of records.
+
+    Attributes:
+        scratch: where a note is left of what is read, for the case that it crashes the process.
+    """
 
     source: Source
+    scratch: Scratch | None = None
 
     def expand(self, units: beam.PCollection[Unit]) -> beam.PCollection[Element]:
         return units | "Read" >> beam.Map(self._read)
 
     def _read(self, unit: Unit) -> Element:
+        if self.scratch:
+            self.scratch.note(unit.number, "read", unit.file, "")
         records, failures, stamps = self.source.read_stamped(unit)
         return unit, Batch(tuple(records), failures=tuple(failures), stamps=stamps)
 
@@ -145,6 +152,7 @@ class _Write(beam.DoFn):
             return
         del self._open[unit.number]
         contents.records, contents.stamps = batch.items, batch.stamps
+        self.scratch.note(unit.number, "write", unit.file, "")
         write_unit(self.scratch, unit, contents, self.marks)
         self._count(contents)
         yield unit.number
@@ -183,7 +191,7 @@ class ExtractFeatures(beam.PTransform):
     def expand(self, units: beam.PCollection[Unit]) -> beam.PCollection[int]:
         return (
             units
-            | ReadRecords(self.source)
+            | ReadRecords(self.source, self.scratch)
             | SegmentRecords(self.modalities, self.fetcher, self.scratch, self.sign)
             | NormalizeSegments(self.modalities, self.scratch)
             | EncodeSegments(self.encoders, self.scratch)

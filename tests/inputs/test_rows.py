@@ -119,6 +119,8 @@ def test_a_sample_is_the_same_records_in_any_order_and_about_its_share(tmp_path:
     back, _ = read_all(manifest(tmp_path, *reversed(rows)), 64, choice)
     assert {record.id for record in forth} == {record.id for record in back}
     assert 540 < len(forth) < 660
+    broken = write(tmp_path / "broken.jsonl", "{\n" * 1000)
+    assert 240 < len(read_all(broken, 100, choice)[1]) < 360  # lines that are no records are sampled too
     more, _ = read_all(tmp_path / "in.jsonl", 100, Choice(sample=0.5))
     assert {record.id for record in forth} < {record.id for record in more}
 

@@ -324,22 +324,42 @@ def crashing(folder: Path, body: str) -> dict[str, str]:
 
 
 CRASH = """
-import os, signal
+import ctypes
 from small_encoders import SmallText
 
 class Crashing(SmallText):
     def encode(self, batch):
         if any("heart" in text or "CRASH" in text for text in batch if {condition}):
-            os.kill(os.getpid(), signal.SIGSEGV)
+            ctypes.string_at(0)  # a real one: a signal that is sent may come late
         return super().encode(batch)
 """
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+DECODE_CRASH = """
+import ctypes
+from mmembed.modalities.text import Text
+from small_encoders import SmallText
+
+decode = Text.decode
+
+def fragile(self, media):
+    if media.content == "CRASH":
+        ctypes.string_at(0)  # a real one: a signal that is sent may come late
+    return decode(self, media)
+
+Text.decode = fragile
+
+class Crashing(SmallText):
+    pass
+"""
+
+
+@pytest.mark.parametrize("workers, stage", [(1, "encode"), (2, "encode"), (2, "segment")])
 def test_a_record_that_crashes_its_worker_is_an_error_and_the_run_survives(
-    input: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+    input: Input, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, stage: str
 ) -> None:
-    for name, value in crashing(tmp_path, CRASH.format(condition="'CRASH' in text")).items():
+    body = CRASH.format(condition="'CRASH' in text") if stage == "encode" else DECODE_CRASH
+    for name, value in crashing(tmp_path, body).items():
         monkeypatch.setitem(ENVIRONMENT, name, value)
     poisoned = [row for row in input.rows if row.get("text")][7]
     poisoned["text"] = "CRASH"
@@ -350,7 +370,7 @@ def test_a_record_that_crashes_its_worker_is_an_error_and_the_run_survives(
     assert (error["id"], error["modality"], error["stage"], error["error"]) == (
         poisoned["id"],
         "text",
-        "encode",
+        stage,
         "CrashError",
     )
     assert "was killed by signal 11" in error["message"]
