@@ -5,14 +5,14 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from mmembed.errors import ReadError
-from mmembed.inputs import UNIT_BYTES, Plan
-from mmembed.inputs.lines import open_lines, read_place, readable
+from mmembed.inputs import Plan
+from mmembed.inputs.lines import blocks, open_lines, read_place, readable
 from mmembed.inputs.rows import MANIFEST_COLUMNS, Row
 
 COLUMNS = MANIFEST_COLUMNS
@@ -33,7 +33,7 @@ def plan(location: str, records: int) -> Iterator[Plan]:
     with open_lines(location) as file:
         lines = readable(file, location)
         names, start, line = _header(location, lines)
-        for rows in _blocks(_parse(lines, _delimiter(location), line), records):
+        for rows in blocks(_parse(lines, _delimiter(location), line), records, lambda row: len(row.content)):
             content = b"".join(row.content for row in rows)
             digest = hashlib.sha256(content).hexdigest()
             filled = sum(bool(row.content.strip()) for row in rows)
@@ -82,10 +82,10 @@ def _parse(lines: Iterable[bytes], delimiter: str, line: int) -> Iterator[_Parse
     Of a row that is broken only the first line is given up: a stray quote has taken in the good ones after it.
     """
     csv.field_size_limit(MAX_FIELD)
-    ahead, taken = iter(lines), list[bytes]()
+    ahead, back, taken = iter(lines), deque[bytes](), list[bytes]()
 
     def texts() -> Iterator[str]:
-        for content in ahead:
+        while (content := back.popleft() if back else next(ahead, None)) is not None:
             taken.append(content)
             text = content.decode("utf-8", "surrogateescape")
             yield text.removeprefix("\ufeff") if line == 1 and len(taken) == 1 else text
@@ -99,7 +99,7 @@ def _parse(lines: Iterable[bytes], delimiter: str, line: int) -> Iterator[_Parse
             return
         except csv.Error as error:
             fields = ReadError(f"the row is not well quoted: {error}")
-            ahead = chain(taken[1:], ahead)
+            back.extendleft(reversed(taken[1:]))
             del taken[1:]
             reader = csv.reader(texts(), delimiter=delimiter, strict=True)
         content = b"".join(taken)
@@ -118,16 +118,3 @@ def _values(row: _Parsed, names: tuple[str, ...]) -> dict[str, Any] | ReadError:
     except UnicodeDecodeError as error:
         return ReadError(f"the row is no UTF-8 at its byte {error.start}: {error.reason}; convert the file")
     return {name: field or None for name, field in zip(names, row.fields)}
-
-
-def _blocks(rows: Iterable[_Parsed], count: int) -> Iterator[list[_Parsed]]:
-    block: list[_Parsed] = []
-    size = 0
-    for row in rows:
-        if block and (len(block) == count or size + len(row.content) > UNIT_BYTES):
-            yield block
-            block, size = [], 0
-        block.append(row)
-        size += len(row.content)
-    if block:
-        yield block

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from mmembed.errors import ReadError
-from mmembed.inputs import UNIT_BYTES, Plan
-from mmembed.inputs.lines import open_lines, read_place, readable
+from mmembed.inputs import Plan
+from mmembed.inputs.lines import blocks, open_lines, read_place, readable
 from mmembed.inputs.rows import MANIFEST_COLUMNS, Row
 
 COLUMNS = MANIFEST_COLUMNS
@@ -25,7 +25,7 @@ def plan(location: str, records: int) -> Iterator[Plan]:
     """
     start, first = 0, 1
     with open_lines(location) as file:
-        for lines in _blocks(readable(file, location), records):
+        for lines in blocks(readable(file, location), records, len):
             content = b"".join(lines)
             digest = hashlib.sha256(content).hexdigest()
             yield sum(not line.isspace() for line in lines), f"{first}:{digest}", (start, len(content), first)
@@ -58,19 +58,6 @@ def parse_object(data: bytes, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ReadError(f"{name} is {type(value).__name__}: metadata are an object of keys")
     return value
-
-
-def _blocks(lines: Iterable[bytes], count: int) -> Iterator[list[bytes]]:
-    block: list[bytes] = []
-    size = 0
-    for line in lines:
-        if block and (len(block) == count or size + len(line) > UNIT_BYTES):
-            yield block
-            block, size = [], 0
-        block.append(line)
-        size += len(line)
-    if block:
-        yield block
 
 
 def parse_json(data: bytes) -> Any:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from typing import BinaryIO, cast
+from typing import BinaryIO, TypeVar, cast
 
 from mmembed import files
 from mmembed.errors import ReadError
 from mmembed.files import Stamp
+from mmembed.inputs import UNIT_BYTES
+
+T = TypeVar("T")
 
 
 def open_lines(location: str) -> BinaryIO:
@@ -42,13 +45,42 @@ def _opened(location: str, stamp: Stamp) -> BinaryIO:
     return open_lines(location)
 
 
-def readable(lines: Iterable[bytes], location: str) -> Iterator[bytes]:
+MAX_LINE = 128 << 20
+"""Bytes of a line, at most: a few packed ones can hold more than the memory."""
+
+
+def readable(file: BinaryIO, location: str) -> Iterator[bytes]:
     """Lines of a file as it is read.
 
     Raises:
-        ReadError: the file can't be read to its end.
+        ReadError: the file can't be read to its end, or a line is longer than MAX_LINE.
     """
     try:
-        yield from lines
+        while line := file.readline(MAX_LINE + 1):
+            if len(line) > MAX_LINE:
+                raise ReadError(f"can't read {location} to its end: a line has more than {MAX_LINE:,} bytes")
+            yield line
     except (OSError, EOFError, zlib.error) as error:
         raise ReadError(f"can't read {location} to its end: {error}") from error
+
+
+def blocks(items: Iterable[T], count: int, size: Callable[[T], int]) -> Iterator[list[T]]:
+    """Runs of at most so many items and, but for a larger one, UNIT_BYTES.
+
+    Where the items break off with a ReadError, those before it come first.
+    """
+    block: list[T] = []
+    held = 0
+    try:
+        for item in items:
+            if block and (len(block) == count or held + size(item) > UNIT_BYTES):
+                yield block
+                block, held = [], 0
+            block.append(item)
+            held += size(item)
+    except ReadError:
+        if block:
+            yield block
+        raise
+    if block:
+        yield block

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from reading import read_all, texts, write
 
 from mmembed.errors import ReadError, UsageError
-from mmembed.inputs import delimited, open_source
+from mmembed.inputs import delimited, lines, open_source
 
 HEADER = b"id,text,n\n"
 
@@ -113,7 +113,9 @@ def test_a_truncated_archive_gives_its_lines_and_says_where_it_ends(tmp_path: Pa
     assert len(units) > 2 and units[-1].form == "broken"
     [failure] = source.read(units[-1])[1]
     assert "can't read" in failure.message and "to its end" in failure.message
-    assert [record.id for record in source.read(units[0])[0]] == [f"r{number}" for number in range(100)]
+    found = [record.id for unit in units[:-1] for record in source.read(unit)[0]]
+    assert found == [f"r{number}" for number in range(len(found))]
+    assert len(found) % 100  # the rows right before the end count too
 
 
 FIELDS = st.text(st.characters(codec="utf-8", exclude_characters="\r\x00"), max_size=6)
@@ -155,3 +157,19 @@ def test_no_damage_does_more_than_cost_rows(
         return
     for rows, _, where in plans:
         assert len(list(delimited.rows(str(path), "fuzz.csv", where))) == rows
+
+
+def test_many_broken_rows_cost_no_more_than_their_lines(tmp_path: Path) -> None:
+    write(tmp_path / "in.csv", "id,text\n" + "".join(f'{number},"a"b\n' for number in range(20_000)) + "ok,fine\n")
+    plans = list(delimited.plan(str(tmp_path / "in.csv"), 256))
+    assert sum(rows for rows, _, _ in plans) == 20_001
+    last = list(delimited.rows(str(tmp_path / "in.csv"), "in.csv", plans[-1][2]))
+    assert last[-1] == ("in.csv:20002", {"id": "ok", "text": "fine"})
+
+
+def test_a_line_that_unpacks_to_more_than_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lines, "MAX_LINE", 10_000)
+    write(tmp_path / "in.csv.gz", gzip.compress(HEADER + b"a,A,1\n" + b"x" * 10_000_000))
+    units = open_source(str(tmp_path / "in.csv.gz")).units(1)
+    assert [unit.form for unit in units] == ["delimited", "broken"]
+    assert "a line has more than 10,000 bytes" in units[1].place[0]

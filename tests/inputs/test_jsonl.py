@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import mmembed.inputs.jsonl
+import mmembed.inputs.lines
 from mmembed.errors import UsageError
 from mmembed.inputs import open_source
 from mmembed.tables import records_table
@@ -124,7 +124,7 @@ def test_a_number_too_large_for_a_float_is_missing_as_infinity_is(path: Path) ->
 
 
 def test_a_unit_is_bounded_in_bytes(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mmembed.inputs.jsonl, "UNIT_BYTES", 2 * len(A) + 5)
+    monkeypatch.setattr(mmembed.inputs.lines, "UNIT_BYTES", 2 * len(A) + 5)
     lines = [A, B, C, b'{"id": "d", "text": "' + b"D" * 100 + b'"}', b'{"id": "e", "text": "E"}']
     found, failures = read(path, b"\n".join(lines), 10)
     assert [unit.records for unit in open_source(str(path)).units(10)] == [2, 1, 1, 1]
