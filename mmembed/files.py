@@ -5,19 +5,31 @@ The one place below `transforms` that imports Beam, and only for such URLs: whoe
 
 from __future__ import annotations
 
+import fnmatch
 import glob
+import importlib.util
 import io
 import os
+import posixpath
 import re
 import stat
+import threading
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from mmembed.errors import ReadError
 
-_MAGIC = re.compile(r"[*?\[]")
 WEB = ("http://", "https://")
+
+_MAGIC = re.compile(r"[*?\[]")
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_CLIENTS = {
+    "gs": ("gcp", "google.cloud.storage"),
+    "s3": ("aws", "boto3"),
+    "hdfs": ("hadoop", "hdfs"),
+    "azfs": ("azure", "azure.storage.blob"),
+}
+"""By scheme, the extra of apache-beam that reads it, and a module that comes with that."""
 
 
 class Stamp(NamedTuple):
@@ -37,12 +49,12 @@ NO_FILE = Stamp(-1, 0)
 
 def is_url(location: str) -> bool:
     """Whether this is a URL and no path."""
-    return "://" in location
+    return "://" in location and bool(_SCHEME.match(location))
 
 
 def is_web(location: str) -> bool:
     """Whether this is an http(s) URL, which only a `mmembed.fetch.Fetcher` opens."""
-    return location.startswith(WEB)
+    return location[:8].lower().startswith(WEB)
 
 
 def is_text(name: str) -> bool:
@@ -54,7 +66,12 @@ def join(folder: str, path: str) -> str:
     """The location of a path that is relative to a folder, absolute, or a URL of its own."""
     if is_url(path) or not folder:
         return path
-    return f"{folder.rstrip('/')}/{path}" if is_url(folder) else os.path.join(folder, path)
+    if not is_url(folder):
+        return os.path.join(folder, path)
+    scheme, _, place = f"{folder.rstrip('/')}/{path}".partition("://")
+    if not {".", ".."}.isdisjoint(path.split("/")):  # which mean nothing in a bucket: its names are taken as they are
+        place = posixpath.normpath(place)
+    return f"{scheme}://{place}"
 
 
 def parent(location: str) -> str:
@@ -65,19 +82,19 @@ def parent(location: str) -> str:
 def open_binary(location: str) -> BinaryIO:
     """A file, readable and seekable; nothing is decompressed.
 
+    A remote file system is asked as `use_flags` says, or else as the environment does.
+
     Raises:
         ReadError: the file is missing, can't be opened, or is none (a folder, a pipe, a device).
     """
-    if is_web(location):
-        raise ReadError(f"can't open {location}: web addresses are fetched where media are read, and only there")
     if is_url(location):
         return _open_remote(location)
     try:
         if not stat.S_ISREG(os.stat(location).st_mode):  # a pipe or a device might never end
-            raise ReadError(f"can't open {location}: it is no regular file")
+            raise ReadError(f"can't open {_shown(location)}: it is no regular file")
         return open(location, "rb")
     except OSError as error:
-        raise ReadError(f"can't open {location}: {error.strerror}") from error
+        raise ReadError(f"can't open {_shown(location)}: {error.strerror}") from error
     except ValueError as error:  # a NUL in the name, or one that the file system can't encode
         raise ReadError(f"{location!r} is no path: {error}") from error
 
@@ -94,15 +111,26 @@ def stamp(location: str) -> Stamp:
 
 
 def exists(location: str) -> bool:
-    """Whether there is a file (not a folder) of this name."""
+    """Whether there is a file of this name, and no folder (but on hdfs://, where Beam doesn't tell them apart).
+
+    Raises:
+        ReadError: its file system can't be asked.
+    """
     if not is_url(location):
         return os.path.isfile(location)
-    return bool(_match(location))
+    try:
+        return bool(_file_systems().exists(location))
+    except Exception as error:  # the client of each file system has errors of its own
+        raise ReadError(f"can't look for {location}: {_remote_reason(location, error)}") from error
 
 
 def is_folder(location: str) -> bool:
-    """Whether there is a folder of this name; on a remote file system, whether anything lies below it."""
-    return bool(_match(f"{location.rstrip('/')}/*")) if is_url(location) else os.path.isdir(location)
+    """Whether there is a folder of this name; on a remote file system, whether anything lies below it.
+
+    Raises:
+        ReadError: its file system can't be asked.
+    """
+    return bool(_match(f"{location.rstrip('/')}/**", 1)) if is_url(location) else os.path.isdir(location)
 
 
 def below(folder: str) -> Iterator[str]:
@@ -115,17 +143,45 @@ def below(folder: str) -> Iterator[str]:
     """
     if is_url(folder):
         prefix = folder.rstrip("/") + "/"
-        names = (found.removeprefix(prefix) for found in _match(prefix + "**"))
+        names = (found.removeprefix(prefix) for found in _files(prefix + "**"))
         yield from sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
     else:
         yield from _below(folder, "", (os.path.realpath(folder),))
 
 
 def matching(pattern: str) -> list[str]:
-    """The files that a pattern of *, ?, [..] and ** names, sorted."""
+    """The files that a pattern of *, ?, [..] and ** names, sorted.
+
+    In a path, ** as a whole part stands for any number of folders, none among them, as `below` goes through them. In a
+    URL it stands for any signs, as in Beam: `s3://data/in/**.png` names all below `in`, `s3://data/in/**/*.png` only
+    those in folders of it.
+
+    Raises:
+        ReadError: a folder can't be listed.
+    """
     if is_url(pattern):
-        return sorted(_match(pattern))
-    return sorted(path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path))
+        return sorted(_files(pattern))
+    parts = pattern.split("/")
+    if "**" not in parts:
+        return sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
+    at = parts.index("**")  # glob itself follows links that go in circles
+    folders = glob.glob("/".join(parts[:at]) + "/") if at else [""]
+    found = (os.path.join(folder, name) for folder in folders for name in _fitting(folder or ".", parts[at:]))
+    return sorted(path for path in found if os.path.isfile(path))
+
+
+def _fitting(folder: str, pattern: Sequence[str]) -> Iterator[str]:
+    """The files below a folder whose parts fit those of a pattern."""
+    return (name for name in below(folder) if _fits(name.split("/"), pattern))
+
+
+def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern[0] == "**":
+        rest = pattern[1:]
+        return not rest or any(_fits(parts[start:], rest) for start in range(len(parts)))
+    return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
 def is_pattern(location: str) -> bool:
@@ -181,43 +237,64 @@ def open_slice(location: str, start: int, size: int) -> BinaryIO:
 
 
 def read_part(location: str, start: int, size: int) -> bytes:
-    """Some bytes of a remote file. It stays open for the next call: what is read one after the other is fetched once.
+    """Some bytes of a remote file. It stays open for the thread's next call: what is read in order is fetched once.
 
     Raises:
-        ReadError: it can't be opened or read.
+        ReadError: it can't be opened or read, or ends before.
     """
     try:
-        file = _kept_open(location)
-        file.seek(start)
-        return file.read(size)
+        if getattr(_kept, "location", None) != location:
+            _kept.location, _kept.file = None, None
+            _kept.file, _kept.location = open_binary(location), location
+        _kept.file.seek(start)
+        data = cast(bytes, _kept.file.read(size))
     except ReadError:
         raise
     except Exception as error:  # the client of each file system has errors of its own
-        _kept_open.cache_clear()
+        _kept.location = None
         raise ReadError(f"can't read {location}: {_remote_reason(location, error)}") from error
+    if len(data) < size:
+        raise ReadError(f"can't read {location}: it ends before byte {start + size:,}")
+    return data
 
 
-@lru_cache(maxsize=1)
-def _kept_open(location: str) -> BinaryIO:
-    return open_binary(location)
+_kept = threading.local()  # threads that shared a file would move each other's place in it
 
 
 def _below(folder: str, prefix: str, parents: tuple[str, ...]) -> Iterator[str]:
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise ReadError(f"can't list {folder}: {error.strerror}") from error
+        raise ReadError(f"can't list {_shown(folder)}: {error.strerror}") from error
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if not entry.is_dir():
+        if not _is_folder(entry):
             yield prefix + entry.name
         elif (real := os.path.realpath(entry.path)) not in parents:
             yield from _below(entry.path, f"{prefix}{entry.name}/", (*parents, real))
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: no folder, and no file either, as whoever opens it is told
+        return False
+
+
+def _shown(location: str) -> str:
+    """A path as a message can hold it, which is written as UTF-8."""
+    return location if is_text(location) else location.encode("utf-8", "backslashreplace").decode()
+
+
 def use_flags(flags: Sequence[str]) -> None:
-    """Open URLs as some flags of Beam say: credentials, end points, projects."""
+    """Open URLs as some flags of Beam say: credentials, end points, projects.
+
+    Of s3://: --s3_endpoint_url, --s3_access_key_id, --s3_secret_access_key, --s3_session_token, --s3_region_name,
+    --s3_verify, --s3_disable_ssl. Without one of them boto3 goes by the environment and by ~/.aws, as its own
+    programs do: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
+    AWS_DEFAULT_REGION, AWS_PROFILE, AWS_CA_BUNDLE. hdfs:// needs --hdfs_host, --hdfs_port and --hdfs_user.
+    """
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
 
@@ -233,22 +310,28 @@ def _file_systems() -> Any:
     return FileSystems
 
 
-def _match(pattern: str) -> list[str]:
-    """The files on a remote file system that a pattern names; * stays within a folder, ** does not.
+def _match(pattern: str, limit: int | None = None) -> list[str]:
+    """What a pattern names on a remote file system; * stays within a folder, ** does not.
 
     Raises:
         ReadError: there is no such file system, or it can't be asked.
     """
     try:
-        return [found.path for result in _file_systems().match([pattern]) for found in result.metadata_list]
+        [result] = _file_systems().match([pattern], [limit])
+        return [found.path for found in result.metadata_list]
     except Exception as error:  # the client of each file system has errors of its own
         raise ReadError(f"can't list {pattern}: {_remote_reason(pattern, error)}") from error
 
 
-def _open_remote(location: str) -> BinaryIO:
-    from apache_beam.io.filesystem import CompressionTypes
+def _files(pattern: str) -> Iterator[str]:
+    """The files among what a pattern names: an object whose name ends in / stands for a folder."""
+    return (path for path in _match(pattern) if not path.endswith("/"))
 
+
+def _open_remote(location: str) -> BinaryIO:
     try:
+        from apache_beam.io.filesystem import CompressionTypes
+
         opened = _file_systems().open(location, compression_type=CompressionTypes.UNCOMPRESSED)
         return cast(BinaryIO, opened)
     except Exception as error:  # the client of each file system has errors of its own
@@ -257,7 +340,18 @@ def _open_remote(location: str) -> BinaryIO:
 
 def _remote_reason(location: str, error: Exception) -> str:
     scheme = location.partition("://")[0]
-    extra = {"gs": "gcp", "s3": "aws", "hdfs": "hadoop", "azfs": "azure"}.get(scheme)
-    if "Unable to get filesystem" in str(error) and extra:
+    if is_web(location):
+        return "web addresses are fetched where media are read, and only there"
+    if scheme not in _CLIENTS:
+        return f"{scheme}:// is no file system; there are {', '.join(f'{known}://' for known in _CLIENTS)}"
+    extra, module = _CLIENTS[scheme]
+    if not _is_installed(module):
         return f"Beam reads {scheme}:// with more packages: pip install 'apache-beam[{extra}]'"
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it would be in
+        return False

@@ -27,23 +27,23 @@ def saved_files(location: str, names: Sequence[str]) -> list[str]:
     Raises:
         UsageError: what describes the data set can't be read, or it is a selection whose rows lie elsewhere.
     """
+    states = sorted(name for name in names if name.rpartition("/")[2] == "state.json")
     if "dataset_dict.json" in names:
         splits = _description(location, "dataset_dict.json").get("splits", [])
-        return [f"{split}/{name}" for split in splits for name in _data_files(location, f"{split}/state.json")[0]]
-    found = []
-    for name in sorted(name for name in names if name.rpartition("/")[2] == "state.json"):
-        of_one, folder = _data_files(location, name)
-        found += [f"{folder}{file}" for file in of_one]
+        states = [f"{split}/state.json" for split in splits]
+    found = [file for name in states for file in _data_files(location, name)]
+    if missing := [file for file in found if file not in set(names)]:
+        raise UsageError(f"{files.join(location, missing[0])} is missing: copy the data set as a whole")
     return found
 
 
-def _data_files(location: str, name: str) -> tuple[list[str], str]:
-    """The Arrow files that a state.json names, and its folder."""
+def _data_files(location: str, name: str) -> list[str]:
+    """The Arrow files that a state.json names."""
     state = _description(location, name)
     if state.get("_indices_files"):
         raise UsageError(f"{location} is a selection of rows: save it again after flatten_indices()")
     try:
-        return [str(file["filename"]) for file in state["_data_files"]], name.removesuffix("state.json")
+        return [name.removesuffix("state.json") + str(file["filename"]) for file in state["_data_files"]]
     except (KeyError, TypeError) as error:
         raise UsageError(f"{files.join(location, name)} names no data files: save the data set again") from error
 

@@ -38,6 +38,9 @@ RATES = (1_000, 1_000_000)
 LONGEST_WHOLE = 3600
 """Seconds of a sound that may be one segment: 230 MB at 16 kHz."""
 
+_UNKNOWN_FRAMES = 1 << 62
+"""What libsndfile says where a header doesn't tell is beyond it."""
+
 LOUDEST = 1e10
 """Float files may hold integers up to 2^31; what is beyond (or NaN, or infinite) is no sound."""
 
@@ -83,7 +86,6 @@ class Audio:
                 f"hop is {self.hop}, but must be 0.01 seconds to the window, {self.window}: "
                 f"try {self.window / 2}, or 0 for windows side by side"
             )
-
         if self.speech:
             speech.check_gate(self.speech)
             if self.sample_rate != speech.RATE or self.hop or not self.window:
@@ -108,12 +110,14 @@ class Audio:
             ReadError: the file can't be opened.
             DecodeError: it is no sound that libsndfile reads. The blocks raise it too: damaged data, no samples,
                 a sample that is not finite, nothing but silence.
-            FilteredError: it is shorter or longer than what is wanted, by its header.
+            FilteredError: it is shorter or longer than what is wanted, by its header, or by its samples where they
+                tell (they are read twice then).
         """
         label, binary = media.path or "a sound", media.open()
         try:
             file = _open(binary, label)
-            self._filter(file, label)
+            if self.min_seconds or self.max_seconds:
+                self._filter(_seconds(file, media, label))
         except RecordError:
             binary.close()
             raise
@@ -127,7 +131,8 @@ class Audio:
         Memory is bounded by a window and a block. The last window may be short.
 
         Raises:
-            DecodeError: as the blocks of `decode`.
+            DecodeError: as the blocks of `decode`; or it is longer than LONGEST_WHOLE and the window 0.
+            FilteredError: nobody speaks in it, where speech is looked for.
         """
         covered, length = 0, round(self.window * self.sample_rate)
         if self.speech:
@@ -137,7 +142,10 @@ class Audio:
             if not covered:
                 raise FilteredError("no speech found")
             return
-        for start, samples in _windows(decoded, length, self._hop):
+        windows = (
+            _windows(decoded, length, self._hop) if length else [_whole(decoded, LONGEST_WHOLE * self.sample_rate)]
+        )
+        for start, samples in windows:
             loud = np.flatnonzero(np.abs(samples) >= SILENCE)
             if loud.size and start + loud[-1] >= covered:
                 first, end = int(loud[0]), int(loud[-1]) + 1
@@ -155,17 +163,12 @@ class Audio:
         level = min(LEVEL / rms, 1 / peak) if peak else 0.0
         return np.pad(piece * np.float32(level), (0, max(0, round(self.window * self.sample_rate) - len(piece))))
 
-    def _filter(self, file: soundfile.SoundFile, label: str) -> None:
-        """Raise for a sound of a length that is not wanted, or that can't be held as a whole."""
-        if not RATES[0] <= file.samplerate <= RATES[1] or file.frames <= 0:
-            return  # what is wrong with it is told where it is read
-        seconds = file.frames / file.samplerate
-        if seconds < self.min_seconds:
+    def _filter(self, seconds: float) -> None:
+        """Raise FilteredError for a sound of a length that is not wanted; one without samples is told where it is read."""
+        if 0 < seconds < self.min_seconds:
             raise FilteredError(f"{seconds:.2f} seconds are below min_seconds = {self.min_seconds:g}")
         if self.max_seconds and seconds > self.max_seconds:
             raise FilteredError(f"{seconds:.2f} seconds are above max_seconds = {self.max_seconds:g}")
-        if not self.window and seconds > LONGEST_WHOLE:
-            raise DecodeError(f"{label} has {seconds:,.0f} seconds: too long for one segment, set --audio-window")
 
     @property
     def _hop(self) -> int:
@@ -253,13 +256,38 @@ def _without_leading_silence(blocks: Iterator[Samples], label: str) -> Iterator[
         raise DecodeError(f"{label} is nothing but silence: {peak_db}, and silence ends at -60 dBFS")
 
 
+def _seconds(file: soundfile.SoundFile, media: Media, label: str) -> float:
+    """How long a sound is by its header; by its samples where that doesn't tell (FLAC from a pipe)."""
+    if not RATES[0] <= file.samplerate <= RATES[1]:
+        return 0.0  # told where it is read
+    if file.frames < _UNKNOWN_FRAMES:
+        return float(file.frames / file.samplerate)
+    with media.open() as binary:
+        samples = sum(map(len, _blocks(_open(binary, label), binary, file.samplerate, label)))
+    return float(samples / file.samplerate)
+
+
+def _whole(blocks: Iterator[tuple[int, Samples]], longest: int) -> tuple[int, Samples]:
+    """(position, samples) of all blocks together; a header may lie, so they are counted as they come.
+
+    Raises:
+        DecodeError: they have more than `longest` samples.
+    """
+    start, held, count = 0, [], 0
+    for position, block in blocks:
+        start, count = position - count, count + len(block)
+        held.append(block)
+        if count > longest:
+            raise DecodeError(
+                f"the sound is longer than {LONGEST_WHOLE:,} seconds, too long for one segment: set --audio-window"
+            )
+    return start, np.concatenate(held)
+
+
 def _windows(blocks: Iterator[tuple[int, Samples]], length: int, hop: int) -> Iterator[tuple[int, Samples]]:
-    """(position, samples) of windows of `length` samples (0: all), `hop` samples apart; the last is short or empty."""
+    """(position, samples) of windows of `length` samples, `hop` samples apart; the last is short or empty."""
     start, first = next(blocks)
     sound = chain([first], (block for _, block in blocks))
-    if not length:
-        yield start, np.concatenate(list(sound))
-        return
     buffer = first[:0]
     for block in sound:
         buffer = np.concatenate([buffer, block])

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
+from reprlib import repr as shortened
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -47,6 +48,7 @@ BAD_DATA = (
 )
 """What Pillow raises for broken files; it wraps only some of it."""
 
+_FARTHEST = 1e9  # pixels: what is beyond, or no number at all, is no place in a picture
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _GRAYS = ("1", "L", "LA", "La")
 _TILES = re.compile(r"([1-9]\d?)x([1-9]\d?)")
@@ -83,8 +85,9 @@ class Image:
         fit: how a picture becomes a square: "letterbox" pads it with white, "crop" takes its middle.
         tiles: "RxC": a grid of R rows and C columns whose tiles are further segments after the whole picture;
             "" for none.
-        boxes: a key of the record's metadata that holds boxes, each [left, top, right, bottom] in pixels of the
-            oriented original: further segments after the whole picture; "" for none.
+        boxes: a key of the record's metadata that holds boxes, each [left, top, right, bottom], or an object of these
+            keys or of x, y, width and height, in pixels of the oriented original: further segments after the whole
+            picture, which is then decoded at its full resolution; "" for none.
         min_side: a picture whose shorter side has fewer pixels is left out.
         max_aspect: a picture whose longer side is more than so many times the other is left out; 0: none is.
     """
@@ -166,7 +169,7 @@ class Image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: make the picture smaller")
-        kept = self._kept(width, height)
+        kept = (width, height) if self.boxes else self._kept(width, height)  # boxes of any size are cut out later
         # A JPEG is decoded at 1/2, 1/4 or 1/8 by its DCT, never below `kept`; its last row and column may then be
         # filled in part, and `filled` says how far.
         drafted = image.draft(None, kept)
@@ -197,17 +200,26 @@ class Image:
         pixels of the oriented original. Tiles cover it without gap or overlap; one smaller than the grid has fewer.
 
         Raises:
-            DecodeError: a box is none, or lies outside the picture.
+            DecodeError: before the first segment: a box is none, or lies outside the picture.
         """
-        boxes = _boxes(metadata.get(self.boxes), decoded) if self.boxes else []
+        if self.boxes:
+            for box in [decoded.box, *_boxes(metadata.get(self.boxes), decoded)]:
+                yield box, self._part(decoded, box)
+            return
         yield decoded.box, decoded
-        for box in boxes:
-            yield box, replace(decoded, box=box)
         rows, columns = self.grid
         for top, bottom in _cuts(decoded.height, rows):
             for left, right in _cuts(decoded.width, columns):
                 box = (left, top, right, bottom)
                 yield box, replace(decoded, box=box)
+
+    def _part(self, picture: Picture, box: tuple[int, int, int, int]) -> Picture:
+        """What a box shows as a picture of its own, with no more pixels than are needed."""
+        from PIL.Image import Resampling
+
+        width, height = box[2] - box[0], box[3] - box[1]
+        pixels = picture.pixels.resize(self._kept(width, height), Resampling.BICUBIC, box, reducing_gap=2.0)
+        return Picture(pixels, width, height, (0, 0, width, height))
 
     def normalize(self, piece: Picture) -> NDArray[np.uint8]:
         """The piece as uint8 (size, size, 3) sRGB, filtered so that it doesn't alias; a small one is enlarged.
@@ -239,18 +251,37 @@ def _boxes(values: Any, picture: Picture) -> list[tuple[int, int, int, int]]:
     if values is None:
         return []
     if not isinstance(values, list):
-        raise DecodeError(f"boxes are a list of [left, top, right, bottom], not {values!r}")
-    found = []
-    for value in values:
-        numbers = isinstance(value, list) and len(value) == 4 and all(type(item) in (int, float) for item in value)
-        if not numbers or not all(math.isfinite(item) for item in value):
-            raise DecodeError(f"a box is [left, top, right, bottom] in pixels, not {value!r}")
-        left, top = max(0, math.floor(value[0])), max(0, math.floor(value[1]))
-        right, bottom = min(picture.width, math.ceil(value[2])), min(picture.height, math.ceil(value[3]))
-        if left >= right or top >= bottom:
-            raise DecodeError(f"the box {value!r} holds nothing of the picture of {picture.width} x {picture.height}")
-        found.append((left, top, right, bottom))
-    return found
+        raise DecodeError(f"boxes are a list of [left, top, right, bottom], not {shortened(values)}")
+    return [_box(value, picture) for value in values]
+
+
+def _box(value: Any, picture: Picture) -> tuple[int, int, int, int]:
+    """One of them. Lists [x, y, width, height], as COCO has them, look like those of borders and can't be told apart:
+    who has them writes objects."""
+    sides = value
+    if isinstance(value, dict):
+        sides = [value.get(key) for key in ("left", "top", "right", "bottom")]
+        if sides == [None] * 4:
+            sides = [value.get(key) for key in ("x", "y", "width", "height")]
+            if all(map(_is_number, sides)):
+                sides[2], sides[3] = sides[0] + sides[2], sides[1] + sides[3]
+    if not isinstance(sides, list) or len(sides) != 4 or not all(map(_is_number, sides)):
+        raise DecodeError(
+            "a box is [left, top, right, bottom] in pixels, or an object of these keys or of x, y, width and height, "
+            f"not {shortened(value)}"
+        )
+    left, top = max(0, math.floor(sides[0])), max(0, math.floor(sides[1]))
+    right, bottom = min(picture.width, math.ceil(sides[2])), min(picture.height, math.ceil(sides[3]))
+    if left >= right or top >= bottom:
+        raise DecodeError(
+            f"the box {shortened(value)} holds nothing of the picture of {picture.width} x {picture.height}"
+        )
+    return left, top, right, bottom
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value of JSON can be a place in a picture: no boolean, not infinite, not beyond what a float holds."""
+    return type(value) in (int, float) and -_FARTHEST < value < _FARTHEST
 
 
 def _cuts(length: int, parts: int) -> Iterator[tuple[int, int]]:

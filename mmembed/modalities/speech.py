@@ -88,7 +88,7 @@ def stretches(blocks: Iterator[tuple[int, Samples]], speaks: Gate, longest: int)
     held: list[Samples] = []
     active, first, spoken, silent = False, 0, 0, 0
     for number, (offset, frame) in enumerate(_frames(blocks)):
-        spoke = speaks(frame)
+        spoke = speaks(frame if len(frame) == FRAME else np.pad(frame, (0, FRAME - len(frame))))
         if not active and not spoke:
             before.append(frame)
             continue
@@ -106,13 +106,13 @@ def stretches(blocks: Iterator[tuple[int, Samples]], speaks: Gate, longest: int)
             active, held = False, []
         elif (len(held) + 1) * FRAME > longest:
             yield first, np.concatenate(held)
-            held, first, spoken = [], first + len(held) * FRAME, LEAST  # what goes on is speech, however short
+            held, first, spoken = [], first + len(held) * FRAME, LEAST - 1  # one more frame of speech is enough
     if (kept := held[: len(held) - max(0, silent - PAD)]) and spoken >= LEAST:
         yield first, np.concatenate(kept)
 
 
 def _frames(blocks: Iterator[tuple[int, Samples]]) -> Iterator[tuple[int, Samples]]:
-    """Frames of FRAME samples with the first sample of all; zeros fill the last one."""
+    """Frames of FRAME samples, the last one of fewer, with the first sample of all."""
     first, rest = 0, np.zeros(0, np.float32)
     for number, (start, block) in enumerate(blocks):
         first = start if number == 0 else first
@@ -122,7 +122,7 @@ def _frames(blocks: Iterator[tuple[int, Samples]]) -> Iterator[tuple[int, Sample
             yield first, frame
         rest = rest[count * FRAME :]
     if len(rest):
-        yield first, np.pad(rest, (0, FRAME - len(rest)))
+        yield first, rest
 
 
 def _model() -> Path | None:

@@ -87,6 +87,7 @@ def test_parquet_files_of_the_hub_are_read(dataset: Any, tmp_path: Path) -> None
     [
         ('{"_data_files": [], "_indices_files": [{"filename": "i.arrow"}]}', "save it again after flatten_indices"),
         ("{}", "names no data files"),
+        ('{"_data_files": [{"filename": "../other.arrow"}]}', "other.arrow is missing: copy the data set as a whole"),
         ("{", "can't be read"),
         ("[]", "is no JSON object"),
     ],
