@@ -196,7 +196,10 @@ class Dataset:
         stage = list(self.stages)[-1]
         if stage not in before.stages or before._before(stage, itself=True)["files"] != self.files:
             return self
-        dataset = replace(self, stages={**before.stages, stage: self.stages[stage]}, files=before.files)
+        again = ("evaluate",)  # whose files `begin` has removed
+        stages = {name: value for name, value in before.stages.items() if name not in again}
+        files = {path: file for path, file in before.files.items() if path not in (CARD, EVALUATION)}
+        dataset = replace(self, stages={**stages, stage: self.stages[stage]}, files=files)
         dataset.save()
         return dataset
 

@@ -33,7 +33,7 @@ FREE = ("limit", "max_error_rate", "dedup", "fetch_timeout", "fetch_megabytes")
 CHEAP = ("sample", "allow_outside", "allow_private_hosts")
 """Keys that change which records there are: their features are taken over."""
 
-MAX_CRASHES = 10
+MAX_CRASHES = 5
 """So many workers in a row may die without any unit being finished: then it is not the data."""
 
 _KILLED_FROM_OUTSIDE = {signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
@@ -185,7 +185,8 @@ class Extraction:
             scratch = replace(self.scratch, alone=self.scratch.alone | {unit})
         else:
             stage = stage.split()[0]
-            crash = (source, modality, stage, f"{error} at the stage {stage} of this medium")
+            mark = self.marks.of(self.units[unit])
+            crash = (mark, source, modality, stage, f"{error} at the stage {stage} of this medium")
             scratch = replace(self.scratch, crashed=(*self.scratch.crashed, crash))
         scratch.write_crashes()
         return replace(self, scratch=scratch)

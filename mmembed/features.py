@@ -249,10 +249,10 @@ def leave_out(root: Path, unit: Unit, without: Mapping[str, Sequence[str]], mark
         )
         for kind in ("duplicate", "repeated")
     }
-    whole = receipt["whole"] if "whole" in receipt else {key: receipt[key] for key in ("used", "failed")}
+    whole = receipt["whole"] if "whole" in receipt else {key: receipt[key] for key in ("used", "media")}
     counts = {
         "used": {name: whole["used"][name] - used["duplicate"][name] - used["repeated"][name] for name in segments},
-        "failed": {name: whole["failed"][name] + used["repeated"][name] for name in segments},
+        "media": {name: whole["media"][name] - used["repeated"][name] for name in segments},
         "duplicates": {name: used["duplicate"][name] for name in segments},
         "errors": len(failures),
         "dropped": len(dropped),

@@ -36,6 +36,8 @@ def forecast(input: str, root: Path, config: Config, workers: int) -> str:
     middle = units[len(units) // 2]
     records, failures = extraction.source.read(middle)
     tried = records[:TRIED]
+    if (share := config.extract.sample) < 1:
+        lines.append(f"of those, a sample of {share:.1%}, about {share * rows:,.0f} records")
     if not tried:
         return "\n".join([*lines, *(f"{failure.source}: {failure.message}" for failure in failures[:3])])
     for encoder in extraction.encoders.values():
@@ -43,7 +45,7 @@ def forecast(input: str, root: Path, config: Config, workers: int) -> str:
     _extract(extraction, tried[:1])  # what is loaded once is no matter of the records
     start = time.monotonic()
     batches = _extract(extraction, tried)
-    seconds = (time.monotonic() - start) / len(tried) * sum(unit.records for unit in todo)
+    seconds = (time.monotonic() - start) / len(tried) * sum(unit.records for unit in todo) * share
     lines.append(f"of {len(tried)} records tried, from {tried[0].source} on:")
     size = 0
     for name, encoder in extraction.encoders.items():
@@ -54,7 +56,7 @@ def forecast(input: str, root: Path, config: Config, workers: int) -> str:
         size += len(segments) * 4 * (encoder.space.dim + 2 * min(config.fit.dim, encoder.space.dim))
     wrong = [failure for batch in batches for failure in batch.failures]
     lines += [f"  {failure.source}: {failure.message}" for failure in wrong[:3]]
-    megabytes = size / len(tried) * rows / 1e6
+    megabytes = size / len(tried) * rows * share / 1e6
     lines.append(
         f"about {_duration(seconds / workers)} of extraction with {workers} workers, and {megabytes:,.1f} MB of "
         "features, embeddings and indexes"

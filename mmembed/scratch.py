@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -40,13 +40,13 @@ class Scratch:
     Attributes:
         root: the data set's folder.
         base: what the names of stamped files are relative to: the input's folder, which may be moved.
-        crashed: media that a worker died of, as (source of the record, modality, stage), and how.
+        crashed: media that a worker died of, as (mark of the unit, source of the record, modality, stage), and how.
         alone: units in which one segment is encoded at a time, because a worker died while it encoded several.
     """
 
     root: Path
     base: str = ""
-    crashed: tuple[tuple[str, str, str, str], ...] = ()
+    crashed: tuple[tuple[str, str, str, str, str], ...] = ()
     alone: frozenset[int] = frozenset()
 
     @property
@@ -62,13 +62,15 @@ class Scratch:
         Args:
             marks: by modality, what features that fit are marked with.
         """
-        receipt = self.root / shard_path("records", number)
-        footer = read_footer(receipt)
-        name = f"{(footer or {}).get('fingerprint', 'broken')}-{number:05d}.parquet"
-        for folder in ["records", "errors", "stamps", *(f"features/{modality}" for modality in marks)]:
-            path, target = self.root / shard_path(folder, number), self.folder / folder / name
+        receipt = read_footer(self.root / shard_path("records", number))
+        unit = receipt["fingerprint"] if receipt else None
+        features = {f"features/{modality}": mark for modality, mark in marks.items()}
+        # The receipt moves last: files without one are those of an attempt that was killed, and may be without the
+        # errors that belong to them.
+        for folder in ["errors", "stamps", *features, "records"]:
+            path, target = self.root / shard_path(folder, number), self.folder / folder / f"{unit}-{number:05d}.parquet"
             found = read_footer(path)
-            if found is None or (folder in _by_mark(marks) and found.get("modality") != _by_mark(marks)[folder]):
+            if not found or found["fingerprint"] != unit or found.get("modality") != features.get(folder):
                 path.unlink(missing_ok=True)
                 continue
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,11 +148,11 @@ class Scratch:
 
     def attempts(self, record: str, modality: str) -> int:
         """How often a medium, or a record (modality ""), failed before; of a record without an id, by its source."""
-        return _attempts(tuple(self._retired("errors"))).get((record, modality), 0)
+        return _attempts(tuple(_listed(self.folder / "errors"))).get((record, modality), 0)
 
     def death(self, source: str, modality: str, stage: str) -> str | None:
         """How a worker died of this medium at a stage; None where none did."""
-        return next((how for *what, how in self.crashed if what == [source, modality, stage]), None)
+        return next((how for _, *what, how in self.crashed if what == [source, modality, stage]), None)
 
     def _retired_file(self, folder: str, number: int) -> Path:
         return _listed(self.folder / folder)[number]
@@ -175,27 +177,28 @@ class Scratch:
         """Keep what crashed: a run that is killed must not meet it again."""
         write_json(self.folder / "crashes.json", {"crashed": self.crashed, "alone": sorted(self.alone)})
 
-    def with_crashes(self) -> Scratch:
-        """This scratch with the crashes that an earlier attempt met."""
+    def with_crashes(self, marks: Collection[str]) -> Scratch:
+        """This scratch with the crashes that an earlier attempt met in units that are still the same.
+
+        Args:
+            marks: of the units.
+        """
         try:
             found = json.loads((self.folder / "crashes.json").read_text("utf-8"))
         except FileNotFoundError:
             return self
-        return replace(self, crashed=tuple(map(tuple, found["crashed"])), alone=frozenset(found["alone"]))
-
-
-def _by_mark(marks: Mapping[str, str]) -> dict[str, str]:
-    return {f"features/{modality}": mark for modality, mark in marks.items()}
+        crashed = tuple(tuple(crash) for crash in found["crashed"] if crash[0] in marks)
+        return replace(self, crashed=crashed, alone=frozenset(found["alone"]))
 
 
 def _places(paths: list[Path], folder: Path) -> NDArray[Any]:
     """Where the rows of each medium are, sorted by the hash of its content."""
     parts = [np.empty(0, _PLACE)]
     for number, path in enumerate(paths):
-        table = read_table(path.read_bytes(), ["id", "content_hash"])
+        table = read_table(path.read_bytes(), ["id", "content_hash", "segment", "span"])
         failed = _failed_ids(folder / "errors" / path.name, path.parent.name)
         rows = list(zip(table["id"].to_pylist(), table["content_hash"].to_pylist()))
-        starts = [row for row, key in enumerate(rows) if row == 0 or key != rows[row - 1]]
+        starts = _starts(rows, table["span"].to_pylist())
         ends = [*starts[1:], len(rows)]
         parts.append(
             np.array(
@@ -209,6 +212,15 @@ def _places(paths: list[Path], folder: Path) -> NDArray[Any]:
         )
     places = np.concatenate(parts)
     return places[np.argsort(places["hash"], kind="stable")]
+
+
+def _starts(keys: list[tuple[str, str]], spans: list[list[float]]) -> list[int]:
+    """The first rows of media: another key, or the same content once more, from its first span on."""
+    starts: list[int] = []
+    for row, key in enumerate(keys):
+        if row == 0 or key != keys[row - 1] or spans[row] == spans[starts[-1]]:
+            starts.append(row)
+    return starts
 
 
 def _failed_ids(path: Path, modality: str) -> set[str]:

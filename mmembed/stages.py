@@ -114,7 +114,8 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
 
 def _extract_units(extraction: Extraction, todo: Sequence[Unit], engine: Engine) -> None:
     """Do units, past what workers die of."""
-    extraction, in_a_row = replace(extraction, scratch=extraction.scratch.with_crashes()), 0
+    marks = {extraction.marks.of(unit) for unit in extraction.units}
+    extraction, in_a_row = replace(extraction, scratch=extraction.scratch.with_crashes(marks)), 0
     while missing := extraction.missing(todo):
         from mmembed.transforms import ExtractFeatures
 

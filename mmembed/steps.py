@@ -185,6 +185,8 @@ def _cut(
             for item in items:
                 number += isinstance(item, Segment)
                 yield item
+                if job.features is None:  # whoever took it has left notes of its own
+                    _note(scratch, unit, "segment", source, modality.name)
 
 
 def _segments(

@@ -83,14 +83,17 @@ def rows(location: str, name: str, place: tuple[int, int]) -> Iterator[Row]:
         for batch in _batches(location):
             skip = max(0, start - first)
             if skip < batch.num_rows:
-                for value in values(batch.slice(skip, wanted - found)):
+                part = batch.slice(skip, wanted - found)
+                part.validate(full=True)
+                for value in values(part):
                     yield f"{name}:row {start + found}", value
                     found += 1
             first += batch.num_rows
             if found == wanted:
                 return
-    except ReadError as error:
-        yield from ((f"{name}:row {start + row}", error) for row in range(found, wanted))
+    except (ReadError, *BAD_DATA) as error:
+        reason = error if isinstance(error, ReadError) else _unreadable(location, error)
+        yield from ((f"{name}:row {start + row}", reason) for row in range(found, wanted))
 
 
 def _batches(location: str) -> Iterator[pa.RecordBatch]:
@@ -110,7 +113,7 @@ def _batches(location: str) -> Iterator[pa.RecordBatch]:
             raise _unreadable(location, error) from error
         try:
             for batch in reader:
-                batch.validate(full=True)
+                batch.validate()
                 yield batch
         except BAD_DATA as error:
             raise _unreadable(location, error) from error
@@ -122,7 +125,7 @@ def _of_file(source: BinaryIO | pa.NativeFile, location: str) -> Iterator[pa.Rec
         reader = pa.ipc.open_file(source)
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
-            batch.validate(full=True)
+            batch.validate()
             yield batch
     except BAD_DATA as error:
         raise _unreadable(location, error) from error

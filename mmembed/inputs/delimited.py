@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmembed.errors import ReadError
+from mmembed.files import is_text
 from mmembed.inputs import Plan
 from mmembed.inputs.lines import blocks, open_lines, read_place, readable
 from mmembed.inputs.rows import MANIFEST_COLUMNS, Row
@@ -19,6 +20,9 @@ COLUMNS = MANIFEST_COLUMNS
 
 MAX_FIELD = 1 << 20
 """Characters of one field, at most: a quote that is never closed would take the rest of the file for one."""
+
+MAX_LINES = 1000
+"""Lines of one row, at most, for the same reason."""
 
 
 def plan(location: str, records: int) -> Iterator[Plan]:
@@ -36,7 +40,7 @@ def plan(location: str, records: int) -> Iterator[Plan]:
         for rows in blocks(_parse(lines, _delimiter(location), line), records, lambda row: len(row.content)):
             content = b"".join(row.content for row in rows)
             digest = hashlib.sha256(content).hexdigest()
-            filled = sum(bool(row.content.strip()) for row in rows)
+            filled = sum(not row.is_blank for row in rows)
             yield filled, f"{rows[0].line}:{digest}:{names}", (start, len(content), rows[0].line, names)
             start += len(content)
 
@@ -45,7 +49,7 @@ def rows(location: str, name: str, place: tuple[int, int, int, tuple[str, ...]])
     """Some rows by the names of their columns, empty fields as None; a row that doesn't fit the header is an error."""
     start, size, line, names = place
     for row in _parse(io.BytesIO(read_place(location, start, size)), _delimiter(location), line):
-        if row.content.strip():
+        if not row.is_blank:
             yield f"{name}:{row.line}", _values(row, names)
 
 
@@ -57,9 +61,14 @@ class _Parsed:
     line: int
     fields: list[str] | ReadError
 
+    @property
+    def is_blank(self) -> bool:
+        """Whether it is an empty line, which is no row. (Blanks and tabs are fields.)"""
+        return not self.content.strip(b"\r\n")
+
 
 def _delimiter(location: str) -> str:
-    return "\t" if location.removesuffix(".gz").lower().endswith(".tsv") else ","
+    return "\t" if location.lower().removesuffix(".gz").endswith(".tsv") else ","
 
 
 def _header(location: str, lines: Iterator[bytes]) -> tuple[tuple[str, ...], int, int]:
@@ -70,6 +79,10 @@ def _header(location: str, lines: Iterator[bytes]) -> tuple[tuple[str, ...], int
     if isinstance(row.fields, ReadError):
         raise ReadError(f"the header of {location} can't be read: {row.fields}")
     names = tuple(field.strip() for field in row.fields)
+    if not all(map(is_text, names)):
+        raise ReadError(f"{location} is not UTF-8: convert it")
+    if not names:
+        raise ReadError(f"the first line of {location} is empty: it must name the columns")
     wrong = [name for place, name in enumerate(names) if not name or name in names[:place]]
     if wrong:
         raise ReadError(f"the header of {location} names a column twice, or not at all: {wrong[0]!r}")
@@ -83,10 +96,13 @@ def _parse(lines: Iterable[bytes], delimiter: str, line: int) -> Iterator[_Parse
     """
     csv.field_size_limit(MAX_FIELD)
     ahead, back, taken = iter(lines), deque[bytes](), list[bytes]()
+    wasted, begun = 0, line
 
     def texts() -> Iterator[str]:
         while (content := back.popleft() if back else next(ahead, None)) is not None:
             taken.append(content)
+            if len(taken) > MAX_LINES:
+                raise csv.Error(f"a quote is not closed within {MAX_LINES:,} lines")
             text = content.decode("utf-8", "surrogateescape")
             yield text.removeprefix("\ufeff") if line == 1 and len(taken) == 1 else text
 
@@ -98,9 +114,15 @@ def _parse(lines: Iterable[bytes], delimiter: str, line: int) -> Iterator[_Parse
         except StopIteration:
             return
         except csv.Error as error:
-            fields = ReadError(f"the row is not well quoted: {error}")
-            back.extendleft(reversed(taken[1:]))
-            del taken[1:]
+            reason = "it ends its lines with \\r alone: use \\n" if "new-line" in str(error) else error
+            fields = ReadError(f"the row is not well quoted: {reason}")
+            wasted += len(taken)
+            kept = 1 if wasted < 20 * (line - begun) + 10 * MAX_LINES else len(taken)  # else time goes by the square
+            back.extendleft(reversed(taken[kept:]))
+            for content in taken[: kept - 1]:
+                yield _Parsed(content, line, fields)
+                line += 1
+            taken[:] = taken[kept - 1 : kept]
             reader = csv.reader(texts(), delimiter=delimiter, strict=True)
         content = b"".join(taken)
         yield _Parsed(content, line, fields)

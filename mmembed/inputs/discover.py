@@ -29,7 +29,7 @@ def discover(location: str) -> Found:
     """
     if not files.is_url(location):
         location = os.path.abspath(location)  # workers may have another working directory
-    if "{" in location and not files.exists(location):
+    if "{" in location and not files.exists(location) and not files.is_folder(location):
         return _several(location, _expanded(location))
     if files.is_pattern(location):
         return _several(location, files.matching(location))
@@ -52,7 +52,7 @@ def _expanded(location: str) -> list[str]:
         if not names:
             raise UsageError(f"can't read the input {pattern}: there is no such file")
         found += names
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _several(location: str, found: list[str]) -> Found:
@@ -79,16 +79,21 @@ def _folder(location: str) -> Found:
     location = location.rstrip("/") or "/"
     names = list(files.below(location))
     leaves = {name.rsplit("/", 1)[-1] for name in names}
-    if leaves & {_SAVED, _SAVED_SPLITS}:
+    if leaves & {_SAVED, _SAVED_SPLITS} and any(name.endswith(".arrow") for name in names):
         from mmembed.inputs.arrow import saved_files
 
         return location, [("arrow", name) for name in saved_files(location, names)]
     if metadata := [name for name in names if name.rsplit("/", 1)[-1] in METADATA_FILES]:
         return location, [(str(form_of(name)), name) for name in metadata]
     kinds = Counter(_kinds(names))
+    manifests = [(form, name) for name in names if (form := form_of(name))]
+    if kinds["media"] and manifests:
+        raise UsageError(
+            f"{location} holds files of media and manifests ({manifests[0][1]}, for instance): name the manifest, or a "
+            "folder without any"
+        )
     if kinds["media"]:
         return location, [("folder", "")]
-    manifests = [(form, name) for name in names if (form := form_of(name))]
     if len({form for form, _ in manifests}) == 1:
         return location, manifests
     if manifests:

@@ -45,11 +45,10 @@ def rows(location: str, name: str, place: tuple[str, ...]) -> Iterator[Row]:
 
 
 def _groups(location: str) -> Iterator[tuple[str, ...]]:
-    """The files of each record, in the order of their keys within each folder."""
+    """The files of each record, in the order of folders and of keys within them; all names are held."""
     known = (name for name in files.below(location) if _ending(name) in _ENDINGS)
-    for _, of_folder in groupby(known, _parent):
-        for _, names in groupby(sorted(of_folder, key=lambda name: (_key(name), name)), _key):
-            yield tuple(names)
+    for _, names in groupby(sorted(known, key=lambda name: (_parent(name), _key(name), name)), _key):
+        yield tuple(names)
 
 
 def _plan(location: str, block: list[tuple[str, ...]]) -> Plan:

@@ -6,6 +6,7 @@ import gzip
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
+from threading import get_ident
 from typing import BinaryIO, TypeVar, cast
 
 from mmembed import files
@@ -19,7 +20,7 @@ T = TypeVar("T")
 def open_lines(location: str) -> BinaryIO:
     """The bytes of a file, decompressed where its name ends in .gz."""
     file = files.open_binary(location)
-    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if location.endswith(".gz") else file
+    return cast(BinaryIO, gzip.GzipFile(fileobj=file)) if location.lower().endswith(".gz") else file
 
 
 def read_place(location: str, start: int, size: int) -> bytes:
@@ -29,8 +30,8 @@ def read_place(location: str, start: int, size: int) -> bytes:
         ReadError: the file can't be read, or has changed.
     """
     try:
-        if location.endswith(".gz"):
-            file = _opened(location, files.stamp(location))
+        if location.lower().endswith(".gz"):
+            file = _opened(location, files.stamp(location), get_ident())
             file.seek(start)
             return file.read(size)
         with files.open_binary(location) as file:
@@ -40,8 +41,8 @@ def read_place(location: str, start: int, size: int) -> bytes:
         raise ReadError(f"can't read {location}: {error}") from error
 
 
-@lru_cache(maxsize=1)  # of a compressed file what comes before a place must be read: units follow each other
-def _opened(location: str, stamp: Stamp) -> BinaryIO:
+@lru_cache(maxsize=4)  # of a packed file what comes before a place must be read, and units follow each other
+def _opened(location: str, stamp: Stamp, thread: int) -> BinaryIO:
     return open_lines(location)
 
 

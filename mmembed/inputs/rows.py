@@ -86,7 +86,7 @@ class Rows:
                 if not isinstance(values, dict):
                     raise ReadError(f"a record is an object of keys, not {type(values).__name__}")
                 if self.named_files:
-                    values = _with_named_files(values, self.columns)
+                    values = _with_named_files(values, self.columns, as_id=not self.id_needed)
                 media, wrong = self._media(values)
                 if not media and not wrong:
                     raise ReadError(f"the record has none of {', '.join(self._keys)}")
@@ -141,7 +141,7 @@ class Rows:
     def _medium(self, modality: str, value: Any) -> Media:
         if isinstance(value, Media):
             return value
-        if modality in TEXT_MODALITIES:
+        if modality in TEXT_MODALITIES and not (isinstance(value, dict) and {"path", "bytes"} == value.keys()):
             if not isinstance(value, str):
                 raise ReadError(f"a text is a string, not {type(value).__name__}")
             return Media(content=value)
@@ -165,7 +165,7 @@ class Rows:
             raise ReadError(f"{path} lies outside the folder of its manifest: allow that with --allow-outside")
 
 
-def _with_named_files(values: dict[str, Any], columns: Columns) -> dict[str, Any]:
+def _with_named_files(values: dict[str, Any], columns: Columns, as_id: bool) -> dict[str, Any]:
     """A row of a metadata file with the files that it names in the columns of their modalities.
 
     Raises:
@@ -181,8 +181,8 @@ def _with_named_files(values: dict[str, Any], columns: Columns) -> dict[str, Any
         if modality is None:
             raise ReadError(f"{key} is {value!r}: it must name a file that ends in one of {', '.join(_ENDINGS)}")
         column = columns.media[modality][0]
-        values[column] = [*_several(values.get(column)), value]
-    if named.get("file_name") and values.get(columns.id) is None:
+        values[column] = [*_several(values.get(column)), {"path": value, "bytes": None}]
+    if as_id and named.get("file_name") and values.get(columns.id) is None:
         values[columns.id] = named["file_name"]
     return values
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Iterator
 from itertools import groupby, islice
@@ -22,6 +23,9 @@ MAX_MEMBER_BYTES = 4 << 30
 
 MAX_JSON_BYTES = 16 << 20
 """Of a .json or .cls member, at most: they are held in memory."""
+
+
+_NUMBER = re.compile(r"-?[0-9]{1,18}")
 
 
 class _Member(NamedTuple):
@@ -132,7 +136,7 @@ def _metadata(name: str, ending: str, data: bytes) -> dict[str, Any]:
     """What a .json or .cls member says: keys and values, or the number (or text) of a class."""
     if ending == "cls":
         text = data.decode("utf-8", "replace").strip()
-        return {"cls": int(text) if text.lstrip("-").isascii() and text.lstrip("-").isdigit() else text}
+        return {"cls": int(text) if _NUMBER.fullmatch(text) else text}
     return parse_object(data, name)
 
 

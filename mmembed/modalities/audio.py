@@ -164,7 +164,7 @@ class Audio:
         return np.pad(piece * np.float32(level), (0, max(0, round(self.window * self.sample_rate) - len(piece))))
 
     def _filter(self, seconds: float) -> None:
-        """Raise FilteredError for a sound of a length that is not wanted; one without samples is told where it is read."""
+        """Raise FilteredError for a sound of a length that is not wanted; one without samples fails later."""
         if 0 < seconds < self.min_seconds:
             raise FilteredError(f"{seconds:.2f} seconds are below min_seconds = {self.min_seconds:g}")
         if self.max_seconds and seconds > self.max_seconds:

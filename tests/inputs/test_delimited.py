@@ -173,3 +173,34 @@ def test_a_line_that_unpacks_to_more_than_memory_is_refused(tmp_path: Path, monk
     units = open_source(str(tmp_path / "in.csv.gz")).units(1)
     assert [unit.form for unit in units] == ["delimited", "broken"]
     assert "a line has more than 10,000 bytes" in units[1].place[0]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"id,text,\xff\na,A,1\n", "id,text\na,A\n".encode("utf-16"), b"\nid,text\na,A\n", b"\xef\xbb\xbf"],
+)
+def test_a_header_of_another_encoding_or_without_names_is_refused(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "in.csv", content)
+    with pytest.raises(ReadError, match="is not UTF-8: convert it|first line .* is empty|names a column twice"):
+        list(delimited.plan(str(tmp_path / "in.csv"), 10))
+
+
+def test_quotes_that_never_close_in_any_row_take_no_time_by_the_square(tmp_path: Path) -> None:
+    write(tmp_path / "in.csv", "id,text\n" + 'x","y\n' * 30_000)
+    plans = list(delimited.plan(str(tmp_path / "in.csv"), 256))
+    assert sum(rows for rows, _, _ in plans) == 30_000
+    for rows, _, where in plans[:3]:
+        found = list(delimited.rows(str(tmp_path / "in.csv"), "in.csv", where))
+        assert len(found) == rows and all(isinstance(values, ReadError) for _, values in found)
+
+
+def test_a_row_of_tabs_is_a_row(tmp_path: Path) -> None:
+    write(tmp_path / "in.tsv", "id\ttext\na\tA\n\t\n")
+    found, [failure] = read_all(tmp_path / "in.tsv")
+    assert [record.id for record in found] == ["a"] and failure.source == "in.tsv:3"
+
+
+def test_endings_in_capitals_are_endings(tmp_path: Path) -> None:
+    write(tmp_path / "IN.TSV.GZ", gzip.compress(b"id\ttext\na\tA\n"))
+    [record], failures = read_all(tmp_path / "IN.TSV.GZ")
+    assert texts(record) == ["A"] and not failures

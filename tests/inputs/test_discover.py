@@ -9,7 +9,7 @@ import pytest
 from reading import contents, read_all, texts, write
 
 from mmembed.errors import UsageError
-from mmembed.inputs import open_source
+from mmembed.inputs import Choice, open_source
 
 LINE = '{"id": "%s", "text": "%s"}\n'
 
@@ -137,3 +137,33 @@ def test_elsewhere_a_file_name_is_metadata(tmp_path: Path) -> None:
     write(tmp_path / "in.jsonl", '{"id": "a", "text": "A", "file_name": "x.png"}')
     [record], _ = read_all(tmp_path / "in.jsonl")
     assert record.metadata == {"file_name": "x.png"} and list(record.media) == ["text"]
+
+
+def test_media_beside_manifests_are_not_guessed_at(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", LINE % ("a", "A"))
+    write(tmp_path / "README.txt", "about")
+    with pytest.raises(UsageError, match=r"media and manifests \(a.jsonl, for instance\): name the manifest"):
+        open_source(str(tmp_path))
+
+
+def test_a_state_json_among_media_is_metadata_and_a_folder_may_have_braces(tmp_path: Path) -> None:
+    for name in ("state.jpg", "clip.flac", "clip.frames/x.jpg", "clip.jpg"):
+        write(tmp_path / "d{1,2}" / name, name)
+    write(tmp_path / "d{1,2}/state.json", "{}")
+    found, failures = read_all(tmp_path / "d{1,2}")
+    assert [record.id for record in found] == ["clip", "state", "clip.frames/x"]
+    assert list(found[0].media) == ["image", "audio"] and not failures
+
+
+def test_text_files_that_are_named_are_read(tmp_path: Path) -> None:
+    write(tmp_path / "metadata.csv", "file_name,key\na.txt,k\nb.txt,\n")
+    write(tmp_path / "a.txt", "a text")
+    found, _ = read_all(tmp_path)
+    assert contents(found[0], "text") == [b"a text"] and found[0].id == "a.txt"
+    found, [failure] = read_all(tmp_path, choice=Choice("key"))
+    assert [record.id for record in found] == ["k"] and failure.source == "metadata.csv:3"
+
+
+def test_a_file_that_two_patterns_name_is_read_once(several: Path) -> None:
+    found, failures = read_all(several / "{part-00000,part-*}.jsonl")
+    assert [record.id for record in found] == ["part-00000", "part-00001", "part-00002"] and not failures

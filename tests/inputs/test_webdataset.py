@@ -156,6 +156,12 @@ def test_keys_that_come_back_are_told_with_both_places(tmp_path: Path) -> None:
     assert failure.error == "RepeatedIdError" and "a.tar/a" in failure.message
 
 
+@pytest.mark.parametrize("text", [b"--5", b"9" * 5000, b"", "٣".encode(), b"\xff"])
+def test_a_class_that_is_no_number_is_text(tmp_path: Path, text: bytes) -> None:
+    [record], failures = read_all(archive(tmp_path / "a.tar", ("a.jpg", b""), ("a.cls", text)))
+    assert record.metadata == {"cls": text.decode("utf-8", "replace")} and not failures
+
+
 def test_names_that_are_no_utf8_are_errors_that_can_be_written(tmp_path: Path) -> None:
     found, [failure] = read_all(
         archive(tmp_path / "a.tar", ("b\udcff.jpg", b""), ("a.jpg", b""), format=tarfile.GNU_FORMAT)

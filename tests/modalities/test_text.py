@@ -190,7 +190,9 @@ def test_a_byte_order_mark_tells_the_encoding(encoding: str) -> None:
 
 def test_latin_1_is_never_guessed_but_read_where_it_is_named() -> None:
     media = Media("a.txt", "Grüße".encode("latin-1"))
-    with pytest.raises(DecodeError, match=r"a.txt is not UTF-8 at byte 2: convert it, or .* --text-encoding latin-1"):
+    with pytest.raises(
+        DecodeError, match=r"a.txt is not UTF-8 at byte 2: convert it to UTF-8, or .* --text-encoding latin-1"
+    ):
         Text().decode(media)
     assert Text(encoding="latin-1").decode(media) == "Grüße"
     with pytest.raises(UsageError, match="encoding is 'klingon', which Python doesn't know"):

@@ -12,8 +12,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import soundfile
 from command import ENVIRONMENT, IN_PROCESS, complaint, content, kill_group, members, mmembed, started, times, wait_for
 from conftest import UNIT
 from small_encoders import FLAGS
@@ -201,6 +203,7 @@ def test_a_file_that_was_touched_changes_nothing_after_the_features(input: Input
         os.utime(path)
     said = input.build()
     assert "(0 added, 0 changed, 0 removed)" in said
+    assert verify(Dataset.open(input.out)) == []
     assert [
         line.split(":")[1].strip() for line in said.splitlines() if line.startswith(("fit", "project", "index"))
     ] == ["up to date"] * 3
@@ -263,6 +266,36 @@ def test_errors_that_are_not_the_datas_go_away_when_they_are_retried(
     input.build(*flags, "--retry-errors")
     assert errors_of(input.out) == []
     assert content(input.out) == input.fresh(*flags)
+
+
+def test_features_of_a_unit_that_was_killed_before_its_errors_are_not_taken_over(input: Input) -> None:
+    sound = next(row for row in input.rows if row.get("audio"))
+    samples = np.random.default_rng(0).normal(scale=0.1, size=16_000 * 30).astype(np.float32)
+    samples[-100] = np.nan  # after the first windows
+    soundfile.write(input.folder / "late.wav", samples, 16_000, subtype="FLOAT")
+    sound["audio"] = "late.wav"
+    input.write()
+    flags = ("--audio-window", 1, "--max-error-rate", 1)
+    input.build(*flags)
+    [error] = errors_of(input.out)
+    assert error["segment"] > 0  # what came before it was kept
+    before = content(input.out)
+    gone = [*input.out.glob("records/*"), *input.out.glob("errors/*")]
+    for path in (*gone, *(input.out / name for name in ("dataset.json", "README.md", "evaluation.json"))):
+        path.unlink()
+    input.build(*flags)
+    assert content(input.out) == before
+
+
+def test_equal_media_of_one_record_stay_two(input: Input) -> None:
+    for row in input.rows:
+        row["text"] = [row.get("text") or "none", "the same", "the same"]
+    input.write()
+    input.build()
+    input.rows = [{"id": "new", "text": "a new one"}, *input.rows]
+    input.write()
+    input.build()
+    assert content(input.out) == input.fresh()
 
 
 def test_too_many_errors_are_exit_code_3_after_all_is_written(input: Input) -> None:
@@ -340,14 +373,16 @@ import ctypes
 from mmembed.modalities.text import Text
 from small_encoders import SmallText
 
-decode = Text.decode
+segment = Text.segment
 
-def fragile(self, media):
-    if media.content == "CRASH":
+def fragile(self, decoded, metadata):
+    if decoded == "CRASH":
+        for number in range(70):  # more than a batch
+            yield (0, 5), f"piece {number}"
         ctypes.string_at(0)  # a real one: a signal that is sent may come late
-    return decode(self, media)
+    yield from segment(self, decoded, metadata)
 
-Text.decode = fragile
+Text.segment = fragile
 
 class Crashing(SmallText):
     pass

@@ -197,7 +197,7 @@ def extract_with(encode: str, small: Path, folder: Path, workers: int) -> Result
     words = ("extract", Dataset.open(small).input, folder / "out", *FLAGS, "--text-encoder", "faulty_encoder:Faulty")
     command = arguments(*words, "--unit-records", UNIT, "--workers", workers)
     return subprocess.run(
-        command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False
+        command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240, check=False
     )
 
 
