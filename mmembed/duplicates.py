@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +13,11 @@ from numpy.typing import NDArray
 
 from mmembed import signatures
 
-_PAIRS_AT_ONCE = 1 << 22
+Numbers = NDArray[np.int64]
+"""Row numbers, or numbers that stand for things, the same for equal ones; int64 (n,)."""
+
+_PAIRS_AT_ONCE = 1 << 16  # of the longest signatures, 256 bytes, they take 32 MB
+_FEW_PAIRS = 1 << 23  # so many may all be near, and are held: 128 MB
 
 
 @dataclass(frozen=True)
@@ -33,139 +37,240 @@ class Twin:
 
 def repeated(ids: pa.ChunkedArray) -> list[tuple[int, int]]:
     """Rows whose id an earlier row has, and the first such row."""
-    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy()
-    first = np.unique(codes, return_index=True)[1]  # codes count up in the order of their first row
-    later = np.flatnonzero(first[codes] != np.arange(len(codes)))
-    return [(int(row), int(first[codes[row]])) for row in later]
+    first = _first_alike(_numbered(ids))
+    later = np.flatnonzero(first != np.arange(len(first)))
+    return list(zip(later.tolist(), first[later].tolist()))
 
 
 def exact(media: pa.Table) -> list[Twin]:
     """Records whose media are the same, byte for byte, as those of an earlier one.
 
     Args:
-        media: a row a usable medium: record (int64, ascending), modality, content_hash. Records without any are none's
-            copies.
+        media: a row a usable medium: record (int64, ascending), modality, content_hash (both string). Records without
+            any are none's copies.
     """
-    records, groups, kinds = _records(media)
-    first = np.unique(groups, return_index=True)[1]
-    return [
-        Twin(int(records[row]), int(records[first[groups[row]]]), f"the same {_listed(kinds[row])}")
-        for row in np.flatnonzero(first[groups] != np.arange(len(groups)))
-    ]
+    owner = _owners(media)
+    contents = _sets(owner, _contents(media))
+    return _twins(media, owner, contents, _first_alike(contents))
 
 
 def near(media: pa.Table) -> list[Twin]:
-    """Records whose media are all the same as those of an earlier one, or near them.
+    """Records whose media are all the same as some of an earlier one, or near them.
 
     Records are taken in order: one that stays is what later ones are compared with, and of several that it is near to
-    the first counts. Where a record has several media of one modality, those must be the same.
+    the first counts. Both have as many media of each modality, and for each medium of the later one the earlier has one
+    that is near: nothing is lost. A medium without a signature is near to those of the same content alone.
 
     Args:
-        media: as of `exact`, with signature (binary, null where there is none).
+        media: as of `exact`, with signature (binary, null where there is none), of one length in each modality.
     """
-    twins = {twin.record: twin for twin in exact(media)}
-    left = media.filter(pa.array(~np.isin(media["record"].to_numpy(), list(twins))))
-    records, _, kinds = _records(left)
-    later, earlier = _near_pairs(left, records, kinds)
-    stays = np.ones(len(records), bool)
-    starts = np.flatnonzero(np.diff(later, prepend=-1))
-    for start, end in zip(starts, [*starts[1:], len(later)]):
-        row, near = later[start], earlier[start:end]
-        if len(near := near[stays[near]]):
-            stays[row] = False
-            reason = f"nearly the same {_listed(kinds[row])}"
-            twins[int(records[row])] = Twin(int(records[row]), int(records[near.min()]), reason)
-    return [twins[record] for record in sorted(twins)]
+    owner, modality, content = _owners(media), _numbered(media["modality"]), _contents(media)
+    signed = pc.fill_null(pc.greater(pc.binary_length(media["signature"]), 0), False).to_numpy()
+    signature = _numbered(media["signature"]) * (modality.max(initial=0) + 1) + modality
+    contents = _sets(owner, content)
+    of = _first_alike(contents)
+    of = _first_alike(_sets(owner, np.where(signed, signature, -1 - content)))[of]
+    # Only records of one kind are compared: as many media of each modality, and the same of what is not signed.
+    kinds = _sets(owner, np.where(signed, modality, -1 - content))
+    originals = np.flatnonzero(of == np.arange(len(of)))
+    for rows in _groups(originals, kinds[originals]):
+        chosen = signed & np.isin(np.arange(len(of)), rows)[owner]
+        if len(rows) > 1 and chosen.any():
+            of[rows] = rows[_settled(_Looks.of(media, chosen, len(rows)), len(rows))]
+    return _twins(media, owner, contents, of[of])
 
 
-def _listed(kinds: str) -> str:
-    return " and ".join(dict.fromkeys(kinds.split(",")))
+def _numbered(column: pa.ChunkedArray) -> Numbers:
+    """A number for each value, counting up in the order of their first rows; null is a value."""
+    coded = column.dictionary_encode("encode")  # one dictionary for all chunks
+    parts = [chunk.indices.to_numpy() for chunk in coded.chunks]
+    return np.concatenate([np.zeros(0, np.int64), *parts]).astype(np.int64)
 
 
-def _records(media: pa.Table) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.str_]]:
-    """The records that have media: their rows, a number for what is in each (the same for the same media, counting up
-    in order), and the modalities of its media."""
+def _first_alike(numbers: Numbers) -> Numbers:
+    """For each row the first one that has its number."""
+    _, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], np.int64)
+
+
+def _groups(rows: Numbers, numbers: Numbers) -> list[Numbers]:
+    """Rows of equal numbers, each in order."""
+    order = np.argsort(numbers, kind="stable")
+    borders = np.flatnonzero(np.diff(numbers[order])) + 1
+    return np.split(rows[order], borders) if len(rows) else []
+
+
+def _owners(media: pa.Table) -> Numbers:
+    """0, 1, … for the records that have media, by medium."""
     record = media["record"].to_numpy()
-    if not len(record):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.str_)
-    modality = np.asarray(media["modality"].to_pylist())
-    hashes = [bytes.fromhex(value) for value in media["content_hash"].to_pylist()]
-    order = np.lexsort((np.asarray(hashes, "S16"), modality, record))
-    starts = np.flatnonzero(np.diff(record[order], prepend=-1))
-    ends = [*starts[1:], len(order)]
-    contents, kinds = [], []
-    for start, end in zip(starts, ends):
-        rows = order[start:end]
-        kinds.append(",".join(modality[rows]))
-        contents.append(hashlib.blake2b(b"".join([kinds[-1].encode(), *(hashes[row] for row in rows)])).digest()[:16])
-    groups = pa.array(contents, pa.binary(16)).dictionary_encode().indices.to_numpy()
-    return record[order][starts], groups.astype(np.int64), np.asarray(kinds)
+    return np.asarray(np.cumsum(np.diff(record, prepend=record[:1]) > 0), np.int64)
 
 
-def _near_pairs(
-    media: pa.Table, records: NDArray[np.int64], kinds: NDArray[np.str_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs (later, earlier) of rows of `records` that are near, or the same, in all modalities; each once, sorted."""
-    keys = [np.zeros(0, np.int64)]
-    for kind in np.unique(kinds):  # records that have the same modalities
-        rows = np.flatnonzero(kinds == kind)
-        of_kind = media.filter(pa.array(np.isin(media["record"].to_numpy(), records[rows])))
-        for later, earlier in _pairs_of_kind(of_kind, kind.split(",")):
-            keys.append(np.unique(rows[later] * len(records) + rows[earlier]))
-    later, earlier = np.divmod(np.unique(np.concatenate(keys)), max(1, len(records)))
-    return later, earlier
+def _contents(media: pa.Table) -> Numbers:
+    """A number for each medium, the same for equal content in one modality."""
+    modality = _numbered(media["modality"])
+    numbers: Numbers = _numbered(media["content_hash"]) * (modality.max(initial=0) + 1) + modality
+    return numbers
 
 
-def _pairs_of_kind(media: pa.Table, names: list[str]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """As `_near_pairs`, for records of the same modalities, by their number among these; some come more than once."""
-    tables = {name: media.filter(pc.equal(media["modality"], name)) for name in sorted(set(names))}
-    record = np.unique(media["record"].to_numpy())
-    classes, bytes_of = {}, {}
-    for name, table in tables.items():
-        single = names.count(name) == 1 and not table["signature"].null_count
-        classes[name] = _contents(table, names.count(name))
-        if single:
-            bytes_of[name] = np.frombuffer(b"".join(table["signature"].to_pylist()), np.uint8).reshape(len(record), -1)
-    if not bytes_of:
+def _sets(owner: Numbers, numbers: Numbers) -> Numbers:
+    """A number for each record, the same where its media have the same numbers, in any order."""
+    order = np.lexsort((numbers, owner))
+    borders = np.searchsorted(owner, np.arange(owner.max(initial=-1) + 2)) * 8
+    buffers = [None, pa.py_buffer(borders), pa.py_buffer(numbers[order])]
+    joined = pa.Array.from_buffers(pa.large_binary(), len(borders) - 1, buffers)  # the numbers of a record as bytes
+    return _numbered(pa.chunked_array([joined]))
+
+
+def _twins(media: pa.Table, owner: Numbers, contents: Numbers, of: Numbers) -> list[Twin]:
+    """The records that another one stands for, in words."""
+    names = sorted(media["modality"].unique().to_pylist())
+    records = media["record"].to_numpy()[np.searchsorted(owner, np.arange(len(of)))]
+    has = np.zeros((len(of), len(names)), bool)
+    for number, name in enumerate(names):
+        has[owner[pc.equal(media["modality"], name).to_numpy()], number] = True
+    return [
+        Twin(
+            int(records[row]),
+            int(records[of[row]]),
+            f"{'the same' if contents[row] == contents[of[row]] else 'nearly the same'} "
+            + " and ".join(name for name, there in zip(names, has[row]) if there),
+        )
+        for row in np.flatnonzero(of != np.arange(len(of)))
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class _Looks:
+    """How the media of n records look, each with k of a modality.
+
+    Attributes:
+        signatures: by modality, uint8 (n, k, bytes).
+        keys: by modality and table, uint32 (n, k).
+    """
+
+    signatures: dict[str, NDArray[np.uint8]]
+    keys: dict[str, list[NDArray[np.uint32]]]
+
+    @classmethod
+    def of(cls, media: pa.Table, chosen: NDArray[np.bool_], count: int) -> _Looks:
+        """Of `count` records, all of whose signed media are chosen."""
+        signed, keys = {}, {}
+        for name in sorted(media["modality"].filter(pa.array(chosen)).unique().to_pylist()):
+            wanted = chosen & pc.equal(media["modality"], name).to_numpy()
+            chunks = media["signature"].filter(pa.array(wanted)).chunks
+            rows = np.concatenate([_bytes(chunk) for chunk in chunks]).reshape(int(wanted.sum()), -1)
+            signed[name] = rows.reshape(count, -1, rows.shape[1])
+            keys[name] = [table.reshape(count, -1) for table in signatures.keys(name, rows)]
+        return cls(signed, keys)
+
+    def near(self, later: Numbers, earlier: Numbers) -> NDArray[np.bool_]:
+        """Which pairs of records are near in all modalities."""
+        left = np.arange(len(later))
+        for name, signed in self.signatures.items():
+            for medium in range(signed.shape[1]):
+                one, like = signed[later[left], medium], np.zeros(len(left), bool)
+                for other in range(signed.shape[1]):
+                    like |= signatures.near(name, one, signed[earlier[left], other])
+                left = left[like]
+        return np.isin(np.arange(len(later)), left)
+
+
+def _settled(looks: _Looks, count: int) -> Numbers:
+    """For each of `count` records, in order, the first that stays and is near to it, or itself."""
+    of = np.arange(count)
+    _settle(looks, of, of.copy())
+    return of
+
+
+def _bytes(values: pa.BinaryArray) -> NDArray[np.uint8]:
+    """Values one after the other, none of them null."""
+    if not len(values):
+        return np.zeros(0, np.uint8)
+    _, offsets, data = values.buffers()
+    borders = np.frombuffer(offsets, np.int32, len(values) + 1, 4 * values.offset)
+    return np.frombuffer(data, np.uint8)[borders[0] : borders[-1]]
+
+
+def _settle(looks: _Looks, of: Numbers, rows: Numbers) -> None:
+    """Set of[row] for rows that no earlier one is near to, by halves where many pairs may be near.
+
+    So many records that look alike cost little more than few: those of the second half are compared with the ones of
+    the first that stay, and what is near to them drops out before it is compared with its like.
+    """
+    leads, pairs = _leads(looks, rows, 0)
+    if pairs <= _FEW_PAIRS:
+        found = [later * len(of) + earlier for later, earlier in _near_pairs(looks, rows, 0, leads)]
+        for pair in np.unique(np.concatenate([rows[:0], *found])).tolist():
+            later, earlier = divmod(pair, len(of))
+            if of[later] == later and of[earlier] == earlier:
+                of[later] = earlier
         return
-    # What has the fewest equal keys gives the fewest candidates; near or same in all modalities is then checked.
-    lead = max(bytes_of, key=lambda name: len(np.unique(classes[name])))
-    for later, earlier in _candidates(signatures.keys(lead, bytes_of[lead]), classes[lead]):
-        alike = np.ones(len(later), bool)
-        for name in tables:
-            same = classes[name][later] == classes[name][earlier]
-            if name in bytes_of:
-                same |= signatures.near(name, bytes_of[name][later], bytes_of[name][earlier])
-            alike &= same
-        yield later[alike], earlier[alike]
+    first, second = np.split(rows, [len(rows) // 2])
+    _settle(looks, of, first)
+    stay = first[of[first] == first]
+    both = np.concatenate([stay, second])
+    leads, _ = _leads(looks, both, len(stay))
+    for later, earlier in _near_pairs(looks, both, len(stay), leads):
+        np.minimum.at(of, later, earlier)
+    _settle(looks, of, second[of[second] == second])
 
 
-def _contents(table: pa.Table, count: int) -> NDArray[np.int64]:
-    """A number for the content of each record in one modality, of which it has `count` media."""
-    hashes = np.asarray(table["content_hash"].to_pylist()).reshape(-1, count)
-    joined = [" ".join(sorted(row)) for row in hashes]
-    classes: NDArray[np.int64] = pa.array(joined).dictionary_encode().indices.to_numpy().astype(np.int64)
-    return classes
+def _leads(looks: _Looks, rows: Numbers, settled: int) -> tuple[Numbers, int]:
+    """By which modality, as a number, the candidates of each row are the fewest (-1: there are none), and how many
+    there are of all rows. Near records share a key in each modality, so that one is enough to find them by: of a
+    thousand pages with one logo those that also share a text.
+    """
+    counts = np.zeros((len(looks.keys), len(rows)), np.int64)
+    for count, tables in zip(counts, looks.keys.values()):
+        for table in tables:
+            found = _candidates(table[rows], settled)
+            count[found.row] += found.end - found.start
+    fewest = counts.min(axis=0)
+    return np.where(fewest > 0, counts.argmin(axis=0), -1), int(fewest.sum())
 
 
-def _candidates(
-    keys: NDArray[np.uint64], classes: NDArray[np.int64]
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Blocks of pairs (later, earlier) of rows that share a key in any table, or a class; some come more than once."""
-    columns = [*keys.T, classes.astype(np.uint64)]
-    for column in columns:
-        order = np.argsort(column, kind="stable")  # within a key, rows ascend
-        sorted_keys = column[order]
-        ends = np.searchsorted(sorted_keys, sorted_keys, side="right")
-        counts = ends - np.arange(len(order)) - 1  # of later rows with the same key
-        total = np.concatenate([[0], np.cumsum(counts)])
-        start = 0
-        while start < len(order):
-            stop = max(start + 1, int(np.searchsorted(total, total[start] + _PAIRS_AT_ONCE, side="right")) - 1)
-            rows = np.arange(start, stop)
-            repeats = counts[rows]
-            earlier = np.repeat(rows, repeats)
-            later = earlier + 1 + np.arange(len(earlier)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-            if len(earlier):
-                yield order[later], order[earlier]
-            start = stop
+def _near_pairs(looks: _Looks, rows: Numbers, settled: int, leads: Numbers) -> Iterator[tuple[Numbers, Numbers]]:
+    """Blocks of pairs (later, earlier) that are near, some more than once; see `_candidates`."""
+    for number, tables in enumerate(looks.keys.values()):
+        for table in tables if (leads == number).any() else ():
+            found = _candidates(table[rows], settled)
+            led = leads[found.row] == number
+            row, start, end = found.row[led], found.start[led], found.end[led]
+            total = np.concatenate([[0], np.cumsum(end - start)])
+            for first in range(0, int(total[-1]), _PAIRS_AT_ONCE):
+                pair = np.arange(first, min(first + _PAIRS_AT_ONCE, total[-1]))
+                which = np.searchsorted(total, pair, side="right") - 1
+                later, earlier = rows[row[which]], rows[found.order[start[which] + pair - total[which]]]
+                alike = looks.near(later, earlier)
+                yield later[alike], earlier[alike]
+
+
+class _Candidates(NamedTuple):
+    """Rows, and the ranges order[start:end] of those that share a key with them."""
+
+    order: Numbers
+    row: Numbers
+    start: Numbers
+    end: Numbers
+
+
+def _candidates(keys: NDArray[np.uint32], settled: int) -> _Candidates:
+    """The earlier rows with the key of a row's first medium, among their own media.
+
+    Args:
+        keys: (n, k), of rows in order.
+        settled: the first so many rows are compared with those after them, and no others; 0: all with all.
+    """
+    media = keys.shape[1]
+    packed = np.sort((keys.ravel().astype(np.uint64) << np.uint64(32)) | np.arange(keys.size, dtype=np.uint64))
+    key, place = packed >> np.uint64(32), (packed & np.uint64(0xFFFFFFFF)).astype(np.int64)
+    order = place // media
+    fresh = np.concatenate([np.ones(min(1, len(key)), bool), key[1:] != key[:-1]])
+    begins = np.flatnonzero(fresh)[np.cumsum(fresh) - 1]  # of the run of a key, in which rows ascend
+    wanted = order < settled if settled else np.ones(len(order), bool)
+    before = np.cumsum(wanted) - wanted
+    asking = np.flatnonzero((place % media == 0) & (order >= settled))
+    asking = asking[before[asking] > before[begins[asking]]]
+    start = begins[asking]
+    return _Candidates(order, order[asking], start, start + before[asking] - before[start])

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image as pillow
 from PIL import ImageDraw
@@ -13,7 +15,7 @@ from PIL import ImageDraw
 from mmembed.modalities.audio import Audio
 from mmembed.modalities.image import Image
 from mmembed.modalities.text import Text
-from mmembed.signatures import AUDIO_BITS, IMAGE_BITS, near, of_audio, of_text, signature
+from mmembed.signatures import AUDIO_BITS, IMAGE_BITS, TEXT_VALUES, keys, near, of_audio, of_text, signature
 from mmembed.types import Media
 
 RATE = 16_000
@@ -60,6 +62,21 @@ def test_other_pictures_and_other_colours_are_not_near() -> None:
     assert not near("image", *rows(*map(picture, plain))).any()
 
 
+@pytest.mark.parametrize("colour", ["white", "black", "gray", "red"])
+def test_a_picture_of_one_colour_is_near_itself_alone(colour: str) -> None:
+    plain = pillow.new("RGB", (64, 64), colour)
+    for other in (picture(plain, 50), picture(plain.resize((90, 40)), 75)):
+        assert near("image", *rows(picture(plain), other)).all()
+    assert not near("image", *rows(picture(plain), picture(pillow.new("RGB", (64, 64), "navy")))).any()
+
+
+def test_a_symmetric_picture_saved_again_is_near_itself() -> None:
+    ring = pillow.new("RGB", (160, 160), "white")
+    ImageDraw.Draw(ring).ellipse((30, 30, 130, 130), outline="black", width=12)
+    for quality in (50, 75, 90):
+        assert near("image", *rows(picture(ring), picture(ring, quality))).all()
+
+
 @pytest.mark.parametrize("apart", [IMAGE_BITS, IMAGE_BITS + 1])
 def test_bits_are_counted_to_the_last_that_may_differ(apart: int) -> None:
     left, right = bytes(56), ((1 << apart) - 1).to_bytes(8, "big") + bytes(48)
@@ -76,9 +93,17 @@ def test_other_words_make_another_text(other: str) -> None:
     assert not near("text", *rows(of_text("A frog."), of_text(other))).any()
 
 
+@pytest.mark.parametrize(
+    "caption", ["The sign for the number {} in American Sign Language.", "「{}」の もじを あらわす しゅわ"]
+)
+def test_one_letter_makes_another_caption(caption: str) -> None:
+    assert not near("text", *rows(of_text(caption.format("C")), of_text(caption.format("F")))).any()
+
+
 def test_a_word_in_a_long_text_makes_a_near_one() -> None:
-    words = "the quick brown fox jumps over the lazy dog while seven other animals look on from the old garden fence"
-    assert near("text", *rows(of_text(words), of_text(words.replace("seven", "eight")))).all()
+    long = " ".join(f"{number} frogs sat on leaf number {number * 7}" for number in range(30))
+    assert near("text", *rows(of_text(long), of_text(long.replace(" 15 frogs", " 15 toads")))).all()
+    assert not near("text", *rows(of_text(long), of_text(long.replace("frogs", "toads")))).any()
 
 
 @pytest.mark.parametrize("text", ["x", "!", "़", "👍🏽", "ไทย"])
@@ -135,3 +160,29 @@ def test_a_sound_has_one_signature_however_it_is_cut_into_blocks() -> None:
 def test_bits_of_sounds_are_counted_likewise(apart: int) -> None:
     left, right = bytes(36), ((1 << apart) - 1).to_bytes(32, "big") + bytes(4)
     assert near("audio", *rows(left, right)).all() == (apart <= AUDIO_BITS)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.sampled_from([("image", IMAGE_BITS, 64, 48), ("text", 64 - TEXT_VALUES, 64, 0), ("audio", 16, 256, 4)]),
+    st.data(),
+)
+def test_near_signatures_share_a_key(case: tuple[str, int, int, int], data: st.DataObject) -> None:
+    modality, most, places, rest = case
+    random = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    spoilt = random.permutation(places)[: data.draw(st.integers(0, most))]
+    unit = 32 if modality == "text" else 1
+    bits = random.integers(0, 2, (places, unit), np.uint8)
+    other = bits.copy()
+    other[spoilt, 0] ^= 1
+    left, right = (np.packbits(b.ravel()).tobytes() + bytes(rest) for b in (bits, other))
+    assert near(modality, *rows(left, right)).all()
+    assert any(a == b for a, b in zip(*(keys(modality, row) for row in rows(left, right))))
+
+
+def test_other_signatures_seldom_share_a_key() -> None:
+    random = np.random.default_rng(0)
+    for modality, size in (("image", 56), ("text", 256), ("audio", 36)):
+        found = keys(modality, random.integers(0, 256, (2000, size), np.uint8))
+        shared = sum(2000 - len(np.unique(table)) for table in found)
+        assert shared < 0.01 * 2000 * 2000 / 2  # else a search would be no faster than all pairs

@@ -88,10 +88,10 @@ class Audio:
             )
         if self.speech:
             speech.check_gate(self.speech)
-            if self.sample_rate != speech.RATE or self.hop or not self.window:
+            if self.sample_rate != speech.RATE or self.hop or self.window < speech.SHORTEST:
                 raise UsageError(
                     f"speech = {self.speech!r} is told at {speech.RATE} Hz and cut at the window's length: "
-                    "leave sample_rate and hop as they are, and window above 0"
+                    f"leave sample_rate and hop as they are, and window at {speech.SHORTEST} seconds or more"
                 )
         if not 0 <= self.min_seconds < math.inf or not 0 <= self.max_seconds < math.inf:
             raise UsageError(f"min_seconds and max_seconds are {self.min_seconds} and {self.max_seconds}: 0 or more")
@@ -164,7 +164,7 @@ class Audio:
         return np.pad(piece * np.float32(level), (0, max(0, round(self.window * self.sample_rate) - len(piece))))
 
     def _filter(self, seconds: float) -> None:
-        """Raise FilteredError for a sound of a length that is not wanted; one without samples fails later."""
+        """Raise FilteredError for a sound of a length that is not wanted; none at all is told where it is read."""
         if 0 < seconds < self.min_seconds:
             raise FilteredError(f"{seconds:.2f} seconds are below min_seconds = {self.min_seconds:g}")
         if self.max_seconds and seconds > self.max_seconds:

@@ -23,6 +23,9 @@ FRAME = 512
 GAP, PAD, LEAST = 10, 3, 8
 """Frames: a shorter gap (0.3 s) is no gap, so much (0.1 s) is added at both ends, less (0.25 s) is no speech."""
 
+SHORTEST = 0.5
+"""Seconds that stretches may be cut at, at least: longer than padding and a gap, so that each piece holds speech."""
+
 _CONTEXT = 64  # samples before a frame that the model sees too
 _BEGINS, _ENDS = 0.5, 0.35  # probabilities, as silero-vad's own iterator has them
 _ABOVE_FLOOR = 4.0  # times the floor's energy, 6 dB
@@ -82,7 +85,7 @@ def stretches(blocks: Iterator[tuple[int, Samples]], speaks: Gate, longest: int)
 
     Args:
         blocks: one after the other, each with its first sample, at RATE Hz.
-        longest: at least FRAME. No more than that, and a block, is in memory.
+        longest: at least SHORTEST. No more than that, and a block, is in memory.
     """
     before: deque[Samples] = deque(maxlen=PAD)
     held: list[Samples] = []

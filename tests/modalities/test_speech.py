@@ -4,11 +4,15 @@ import importlib.util
 import io
 from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.signal import lfilter
 
 from mmembed.errors import FilteredError, UsageError
 from mmembed.modalities import speech
@@ -64,6 +68,38 @@ def test_a_stretch_that_is_too_long_is_cut_without_a_gap() -> None:
     assert all(a + n == b for (a, n), (b, _) in pairwise(parts))
 
 
+def test_a_cut_leaves_no_piece_of_padding_alone() -> None:
+    assert found(spoken((False, 10), (True, 20 - PAD), (False, 20)), longest=20 * FRAME) == [(10 - PAD, 20)]
+    assert found(spoken((False, 10), (True, 21 - PAD), (False, 20)), longest=20 * FRAME) == [(7, 20), (27, 1 + PAD)]
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    pieces=st.lists(st.tuples(st.booleans(), st.integers(1, 30)), min_size=1, max_size=8),
+    short=st.integers(0, FRAME - 1),
+    longest=st.sampled_from([15, 20, 1000]),
+    size=st.integers(1, 5000),
+)
+def test_stretches_lie_apart_within_the_sound_and_hold_all_speech_that_is_long_enough(
+    pieces: list[tuple[bool, int]], short: int, longest: int, size: int
+) -> None:
+    sound = spoken(*pieces)
+    sound = sound[: len(sound) - short]
+    parts = list(stretches(blocks(sound, size), loud(), longest * FRAME))
+    covered = np.zeros(len(sound), bool)
+    for start, samples in parts:
+        assert 0 < len(samples) <= longest * FRAME
+        assert np.array_equal(samples, sound[start : start + len(samples)])
+        assert not covered[start : start + len(samples)].any()
+        assert samples.any()
+        covered[start : start + len(samples)] = True
+    place = 0
+    for speaks, frames in pieces:
+        if speaks and frames >= LEAST:
+            assert covered[place : place + frames * FRAME].all()
+        place += frames * FRAME
+
+
 def test_places_count_from_the_sounds_own_beginning() -> None:
     sound = spoken((True, 20), (False, 20))
     [(start, _)] = stretches(blocks(sound, 900, first=12_345), loud(), 1000 * FRAME)
@@ -110,6 +146,8 @@ def test_a_sound_without_speech_is_left_out() -> None:
         ({"speech": "loud"}, "it must be energy, silero, or nothing"),
         ({"speech": "energy", "sample_rate": 8000}, "is told at 16000 Hz"),
         ({"speech": "energy", "hop": 5.0}, "cut at the window's length"),
+        ({"speech": "energy", "window": 0.4}, "window at 0.5 seconds or more"),
+        ({"speech": "energy", "window": 0.0}, "window at 0.5 seconds or more"),
         ({"min_seconds": -1.0}, "0 or more"),
     ],
 )
@@ -122,6 +160,29 @@ def test_a_missing_package_says_what_to_install(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UsageError, match=r"pip install onnxruntime.*pip install --no-deps silero-vad"):
         Audio(speech="silero")
+
+
+def test_the_model_sees_each_frame_after_the_end_of_the_one_before_and_its_own_state(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As silero-vad's own wrapper feeds it: 64 samples of context, float32 (1, 576), and a state (2, 1, 128)."""
+    seen: list[dict[str, NDArray[Any]]] = []
+
+    class Session:
+        def run(self, outputs: None, inputs: dict[str, NDArray[Any]]) -> tuple[Samples, Samples]:
+            seen.append(inputs)
+            probability = [0.4, 0.6, 0.4, 0.3, 0.4][len(seen) - 1]
+            return np.full((1, 1), probability, np.float32), inputs["state"] + 1
+
+    monkeypatch.setattr(speech, "_session", Session)
+    sound = np.arange(5 * FRAME, dtype=np.float32)
+    gate = speech.silero_gate()
+    assert [gate(frame) for frame in sound.reshape(5, FRAME)] == [False, True, True, False, False]
+    padded = np.pad(sound, (64, 0))
+    for number, inputs in enumerate(seen):
+        assert np.array_equal(inputs["input"], padded[np.newaxis, number * FRAME : (number + 1) * FRAME + 64])
+        assert inputs["state"].shape == (2, 1, 128) and (inputs["state"] == number).all()
+        assert inputs["sr"] == 16_000 and inputs["input"].dtype == inputs["state"].dtype == np.float32
 
 
 needs_model = pytest.mark.skipif(
@@ -139,12 +200,30 @@ def test_the_model_takes_neither_noise_nor_a_tone_for_speech() -> None:
         assert list(stretches(blocks(sound, 5000), speech.silero_gate(), 10 * RATE)) == []
 
 
+def voice(seconds: float) -> Samples:
+    """Vowels, a new one each 0.22 s: pulses of a voice's pitch through three resonances each (Klatt, 1980)."""
+    time = np.arange(round(seconds * RATE)) / RATE
+    pulses = np.diff(np.floor(np.cumsum(120 + 15 * np.sin(2 * np.pi * 1.3 * time)) / RATE), prepend=0.0)
+    formants = [(700, 1200, 2600), (300, 2300, 3000), (400, 800, 2600), (500, 1800, 2500)]
+    length, vowels = round(0.22 * RATE), []
+    for number, start in enumerate(range(0, len(time), length)):
+        vowel = pulses[start : start + length]
+        for hertz, width in zip(formants[number % 4], (80, 100, 140)):
+            radius = np.exp(-np.pi * width / RATE)
+            vowel = lfilter([1], [1, -2 * radius * np.cos(2 * np.pi * hertz / RATE), radius**2], vowel)
+        vowels.append(vowel * np.hanning(len(vowel)))
+    sound = np.concatenate(vowels)
+    return np.asarray(0.3 * sound / np.abs(sound).max(), np.float32)
+
+
 @needs_model
-def test_the_models_state_is_carried_from_frame_to_frame_and_not_from_sound_to_sound() -> None:
-    random = np.random.default_rng(0)
-    sound = random.normal(scale=0.05, size=FRAME * 20).astype(np.float32)
-    first, again = (speech.silero_gate() for _ in range(2))
-    assert [first(frame) for frame in sound.reshape(-1, FRAME)] == [again(frame) for frame in sound.reshape(-1, FRAME)]
+def test_the_model_hears_a_voice_where_it_is_in_each_sound_anew() -> None:
+    """A second sound is heard as the first was: the model's state goes on within a sound, and no farther."""
+    sound = np.random.default_rng(0).normal(scale=0.001, size=4 * RATE).astype(np.float32)
+    sound[RATE : 3 * RATE] += voice(2)
+    for _ in range(2):
+        [(start, samples)] = stretches(blocks(sound, 5000), speech.silero_gate(), 10 * RATE)
+        assert abs(start / RATE - 0.9) < 0.1 and abs((start + len(samples)) / RATE - 3.1) < 0.2
 
 
 @pytest.mark.parametrize(

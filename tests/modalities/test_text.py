@@ -171,15 +171,43 @@ def test_ideographs_and_kana_are_words_and_their_sentences_end_without_a_blank(t
 
 @pytest.mark.parametrize(
     "text",
-    ["สวัสดีครับผมชื่อสมชายและนี่คือข้อความยาว", "ខ្ញុំស្រឡាញ់ប្រទេសកម្ពុជា។ខ្ញុំរស់នៅទីនេះ", "မြန်မာစာသည်လှပသောစာဖြစ်သည်။", "ສະບາຍດີທຸກຄົນທີ່ຢູ່ນີ້"],
-    ids=["Thai", "Khmer", "Burmese", "Lao"],
+    [
+        "สวัสดีครับผมชื่อสมชายและนี่คือนกสีดำในน้ำลำธาร",
+        "ខ្ញុំស្រឡាញ់ប្រទេសកម្ពុជា។ខ្ញុំរស់នៅទីនេះ",
+        "မြန်မာစာသည်လှပသောဗုဒ္ဓစာဖြစ်သည်။",
+        "ສະບາຍດີທຸກຄົນທີ່ຢູ່ນີ້",
+        "စက္က" * 9,
+    ],
+    ids=["Thai", "Khmer", "Burmese", "Lao", "stacked"],
 )
 def test_scripts_without_blanks_are_cut_and_never_within_a_syllables_marks(text: str) -> None:
     chunks = pieces(text, words=1)
     assert len(chunks) > 3
     assert "".join(chunks) == text
-    assert not any(unicodedata.category(chunk[0])[0] == "M" for chunk in chunks)
-    assert not any(chunk.endswith("\u17d2") for chunk in chunks)
+    assert not any(unicodedata.category(chunk[0])[0] == "M" or chunk[0] in "\u0e33\u0eb3" for chunk in chunks)
+    assert not any(chunk.endswith(("\u17d2", "\u1039")) for chunk in chunks)
+
+
+@pytest.mark.parametrize(
+    "text", ["漢" + "\u0301" * 1000, "ក" + "\u17d2ក" * 500, "ကျ" * 9 + "ျ" * 999, "「" * 99 + "。" * 99]
+)
+def test_a_run_of_marks_is_cut_as_any_long_word(text: str) -> None:
+    chunks = pieces(text, 1)
+    assert "".join(chunks) == text
+    assert max(map(len, chunks)) <= LONGEST_WORD
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"\xef\xbb\xbfab\xff", "is not UTF-8 at byte 5, though it begins with its byte order mark: mend it"),
+        ("frog".encode("utf-16")[:-1], "is not UTF-16 at byte 8, though"),
+        (b"\xff\xfe\0\0a\0\0\1", "is not UTF-32 at byte 4, though"),
+    ],
+)
+def test_what_breaks_its_byte_order_marks_promise_is_damaged(content: bytes, message: str) -> None:
+    with pytest.raises(DecodeError, match=message):
+        Text(encoding="latin-1").decode(Media("a.txt", content))
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
@@ -191,12 +219,16 @@ def test_a_byte_order_mark_tells_the_encoding(encoding: str) -> None:
 def test_latin_1_is_never_guessed_but_read_where_it_is_named() -> None:
     media = Media("a.txt", "Grüße".encode("latin-1"))
     with pytest.raises(
-        DecodeError, match=r"a.txt is not UTF-8 at byte 2: convert it to UTF-8, or .* --text-encoding latin-1"
+        DecodeError, match=r"a.txt is not UTF-8 at byte 2: convert it .*, or .* --text-encoding latin-1"
     ):
         Text().decode(media)
     assert Text(encoding="latin-1").decode(media) == "Grüße"
-    with pytest.raises(UsageError, match="encoding is 'klingon', which Python doesn't know"):
-        Text(encoding="klingon")
+
+
+@pytest.mark.parametrize("encoding", ["klingon", "", "hex", "zip", "undefined", "a\0b"])
+def test_an_encoding_that_is_none_of_text_is_a_usage_error(encoding: str) -> None:
+    with pytest.raises(UsageError, match=r"encoding is .*, which Python doesn't know: try utf-8 or latin-1"):
+        Text(encoding=encoding)
 
 
 def test_a_text_of_50_megabytes_is_cut_or_refused_as_one_segment() -> None:
@@ -226,6 +258,7 @@ def test_a_file_that_is_too_large_is_not_read(monkeypatch: pytest.MonkeyPatch) -
             {"languages": ("en", "fr")},
             "its language is de, not one of languages = en, fr",
         ),
+        ("吾輩は猫である。名前は", {"languages": ("en",)}, "its language is ja"),  # of few letters, but its own
     ],
 )
 def test_a_text_that_is_not_wanted_is_left_out_with_its_reason(
