@@ -15,6 +15,7 @@ import re
 import stat
 import threading
 from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any, BinaryIO, NamedTuple, cast
 
 from mmembed.errors import ReadError
@@ -119,7 +120,7 @@ def exists(location: str) -> bool:
     if not is_url(location):
         return os.path.isfile(location)
     try:
-        return bool(_file_systems().exists(location))
+        return bool(_file_systems(location).exists(location))
     except Exception as error:  # the client of each file system has errors of its own
         raise ReadError(f"can't look for {location}: {_remote_reason(location, error)}") from error
 
@@ -137,6 +138,7 @@ def below(folder: str) -> Iterator[str]:
     """The files below a folder, as paths relative to it, sorted folder by folder; hidden ones are left out.
 
     Links to folders are followed, but none that leads back to a folder it lies in.
+    Of hdfs:// Beam lists one folder, and not those in it: name its files by a pattern of * instead.
 
     Raises:
         ReadError: the folder, or one in it, can't be listed.
@@ -180,7 +182,7 @@ def _fits(parts: Sequence[str], pattern: Sequence[str]) -> bool:
         return not parts
     if pattern[0] == "**":
         rest = pattern[1:]
-        return not rest or any(_fits(parts[start:], rest) for start in range(len(parts)))
+        return any(_fits(parts[start:], rest) for start in range(len(parts))) if rest else bool(parts)
     return bool(parts) and fnmatch.fnmatchcase(parts[0], pattern[0]) and _fits(parts[1:], pattern[1:])
 
 
@@ -301,13 +303,33 @@ def use_flags(flags: Sequence[str]) -> None:
     FileSystems.set_options(PipelineOptions(list(flags)))
 
 
-def _file_systems() -> Any:
-    """Beam's file systems; without flags of the user's they go by what the environment says."""
+def _file_systems(location: str) -> Any:
+    """Beam's file systems; without flags of the user's they go by what the environment says.
+
+    Raises:
+        ReadError: the location is of none of them, or they have no credentials; the message is the reason alone.
+    """
+    if is_web(location):
+        raise ReadError("web addresses are fetched where media are read, and only there")
     from apache_beam.io.filesystems import FileSystems
 
     if FileSystems._pipeline_options is None:  # some refuse to work without any
         use_flags(())
+    if location.startswith("s3://"):
+        from apache_beam.options.pipeline_options import S3Options
+
+        if not FileSystems._pipeline_options.view_as(S3Options).s3_access_key_id:
+            _check_credentials()
     return FileSystems
+
+
+@cache
+def _check_credentials() -> None:
+    """Raise where boto3 has no credentials: Beam would ask again and again for ten minutes before it says so."""
+    import boto3
+
+    if boto3.session.Session().get_credentials() is None:
+        raise ReadError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
 
 
 def _match(pattern: str, limit: int | None = None) -> list[str]:
@@ -317,7 +339,7 @@ def _match(pattern: str, limit: int | None = None) -> list[str]:
         ReadError: there is no such file system, or it can't be asked.
     """
     try:
-        [result] = _file_systems().match([pattern], [limit])
+        [result] = _file_systems(pattern).match([pattern], [limit])
         return [found.path for found in result.metadata_list]
     except Exception as error:  # the client of each file system has errors of its own
         raise ReadError(f"can't list {pattern}: {_remote_reason(pattern, error)}") from error
@@ -330,23 +352,19 @@ def _files(pattern: str) -> Iterator[str]:
 
 def _open_remote(location: str) -> BinaryIO:
     try:
-        from apache_beam.io.filesystem import CompressionTypes
-
-        opened = _file_systems().open(location, compression_type=CompressionTypes.UNCOMPRESSED)
-        return cast(BinaryIO, opened)
+        system = _file_systems(location)
+        return cast(BinaryIO, system.open(location, compression_type="uncompressed"))  # of CompressionTypes
     except Exception as error:  # the client of each file system has errors of its own
         raise ReadError(f"can't open {location}: {_remote_reason(location, error)}") from error
 
 
 def _remote_reason(location: str, error: Exception) -> str:
     scheme = location.partition("://")[0]
-    if is_web(location):
-        return "web addresses are fetched where media are read, and only there"
-    if scheme not in _CLIENTS:
-        return f"{scheme}:// is no file system; there are {', '.join(f'{known}://' for known in _CLIENTS)}"
-    extra, module = _CLIENTS[scheme]
-    if not _is_installed(module):
+    extra, module = _CLIENTS.get(scheme, ("", ""))
+    if module and not _is_installed(module):
         return f"Beam reads {scheme}:// with more packages: pip install 'apache-beam[{extra}]'"
+    if "Unable to get filesystem" in str(error):
+        return f"{scheme}:// is no file system; there are {', '.join(f'{known}://' for known in _CLIENTS)}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
