@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 
 from mmembed import files
 from mmembed.errors import ReadError, UsageError
-from mmembed.inputs import UNIT_BYTES, Plan
-from mmembed.inputs.parquet import BAD_DATA, values
+from mmembed.inputs import Plan
+from mmembed.inputs.jsonl import parse_json
+from mmembed.inputs.parquet import BAD_DATA, places, taken
 from mmembed.inputs.rows import MANIFEST_COLUMNS, Row
 from mmembed.shards import fingerprint
 
 COLUMNS = MANIFEST_COLUMNS
+
+_MAGIC = b"ARROW1"
 
 
 def saved_files(location: str, names: Sequence[str]) -> list[str]:
@@ -29,7 +31,9 @@ def saved_files(location: str, names: Sequence[str]) -> list[str]:
     """
     states = sorted(name for name in names if name.rpartition("/")[2] == "state.json")
     if "dataset_dict.json" in names:
-        splits = _description(location, "dataset_dict.json").get("splits", [])
+        splits = _description(location, "dataset_dict.json").get("splits")
+        if not isinstance(splits, list):
+            raise UsageError(f"{files.join(location, 'dataset_dict.json')} names no splits: save the data set again")
         states = [f"{split}/state.json" for split in splits]
     found = [file for name in states for file in _data_files(location, name)]
     if missing := [file for file in found if file not in set(names)]:
@@ -51,8 +55,8 @@ def _data_files(location: str, name: str) -> list[str]:
 def _description(location: str, name: str) -> dict[str, Any]:
     try:
         with files.open_binary(files.join(location, name)) as file:
-            value = json.loads(file.read())
-    except (ReadError, OSError, ValueError) as error:
+            value = parse_json(file.read())
+    except (ReadError, OSError) as error:
         raise UsageError(f"{files.join(location, name)} can't be read: {error}") from error
     if not isinstance(value, dict):
         raise UsageError(f"{files.join(location, name)} is no JSON object: save the data set again")
@@ -60,76 +64,81 @@ def _description(location: str, name: str) -> dict[str, Any]:
 
 
 def plan(location: str, records: int) -> Iterator[Plan]:
-    """Units of at most `records` rows and, by the mean of a batch's rows, UNIT_BYTES; place: first row, rows.
+    """Units of at most `records` rows and, by the mean of a batch's rows, UNIT_BYTES: small batches together, large
+    ones cut.
 
-    The fingerprint is of the schema and of the batches' rows and bytes: data sets with media inside are too large to be
-    read for one.
-    """
-    first = 0
-    for batch in _batches(location):
-        step = max(1, min(records, UNIT_BYTES * batch.num_rows // max(1, batch.nbytes)))
-        for row in range(0, batch.num_rows, step):
-            count = min(step, batch.num_rows - row)
-            mark = fingerprint(batch.schema.to_string(), batch.num_rows, batch.nbytes, first + row, count)
-            yield count, mark, (first + row, count)
-        first += batch.num_rows
-
-
-def rows(location: str, name: str, place: tuple[int, int]) -> Iterator[Row]:
-    """Some rows; the batches before them are passed over."""
-    start, wanted = place
-    found, first = 0, 0
-    try:
-        for batch in _batches(location):
-            skip = max(0, start - first)
-            if skip < batch.num_rows:
-                part = batch.slice(skip, wanted - found)
-                part.validate(full=True)
-                for value in values(part):
-                    yield f"{name}:row {start + found}", value
-                    found += 1
-            first += batch.num_rows
-            if found == wanted:
-                return
-    except (ReadError, *BAD_DATA) as error:
-        reason = error if isinstance(error, ReadError) else _unreadable(location, error)
-        yield from ((f"{name}:row {start + row}", reason) for row in range(found, wanted))
-
-
-def _batches(location: str) -> Iterator[pa.RecordBatch]:
-    """The batches of an Arrow file, in the form of a stream or of a file; a local one is not held in memory.
+    A unit's place is (where to begin, rows to pass over from there, first row in the file, rows). Its fingerprint is
+    of the schema, the rows and bytes of its batches and its place in them: data sets with media inside are too large
+    to be read for one.
 
     Raises:
-        ReadError: it can't be read, or not to its end.
+        ReadError: it can't be read; after the units before that, where it can't be read to its end.
+    """
+    found: list[tuple[int, int, int]] = []
+    schema, error = "", None
+    try:
+        for begin, batch in _batches(location):
+            schema = schema or batch.schema.to_string()
+            found.append((begin, batch.num_rows, batch.nbytes))
+    except BAD_DATA as caught:
+        error = caught
+    sizes = [(rows, size) for _, rows, size in found]
+    for (number, count, skip, first), rows in places(sizes, records):
+        begin = found[number][0]
+        mark = fingerprint(schema, sizes[number : number + count], skip, first, rows)
+        yield rows, mark, (begin, skip if begin else first, first, rows)
+    if error:
+        raise ReadError(f"can't read {location} as Arrow: {' '.join(str(error).split())}") from error
+
+
+def rows(location: str, name: str, place: tuple[int, int, int, int]) -> Iterator[Row]:
+    """Some rows; those before them in their batch are passed over."""
+    begin, skip, first, wanted = place
+    yield from taken((batch for _, batch in _batches(location, begin)), name, skip, first, wanted)
+
+
+def _batches(location: str, begin: int = 0) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The batches of an Arrow file, and where to begin to read each alone; 0 says from the beginning.
+
+    A local file is mapped, not held in memory. Raises some of BAD_DATA where it can't be read.
     """
     with files.open_binary(location) as file:
-        source = file if files.is_url(location) else pa.memory_map(location)
+        is_file = file.read(len(_MAGIC)) == _MAGIC
+        size = file.seek(0, 2)
+        file.seek(0)
+        with pa.PythonFile(file, "r") if files.is_url(location) else pa.memory_map(location) as source:
+            for place, batch in (_of_file if is_file else _of_stream)(source, begin):
+                batch.validate(full=True)
+                if batch.num_rows > 8 * size:  # no record takes less than a bit
+                    raise ValueError(f"a batch claims {batch.num_rows:,} rows")
+                yield place, batch
+
+
+def _of_file(source: pa.NativeFile, begin: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The batches of the form with a footer, by their numbers."""
+    reader = pa.ipc.open_file(source)
+    for number in range(begin, reader.num_record_batches):
+        yield number, reader.get_batch(number)
+
+
+def _of_stream(source: pa.NativeFile, begin: int) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The batches of the form without, by their first bytes; dictionaries come before some, so that none is alone."""
+    reader = pa.ipc.open_stream(source)
+    alone = not any(_has_dictionary(field.type) for field in reader.schema)
+    if begin:
+        source.seek(begin)
+    while True:
+        place = source.tell()
         try:
-            reader = pa.ipc.open_stream(source)
-        except pa.ArrowInvalid:
-            yield from _of_file(source, location)
-            return
-        except BAD_DATA as error:
-            raise _unreadable(location, error) from error
-        try:
-            for batch in reader:
-                batch.validate()
-                yield batch
-        except BAD_DATA as error:
-            raise _unreadable(location, error) from error
+            batch = reader.read_next_batch()
+        except StopIteration:
+            break
+        yield place if alone else 0, batch
+    if not place < source.tell() == source.size():  # zeros, or a cut between two batches, look like an end
+        raise ValueError("it is damaged or cut off: the mark of its end is not where it ends")
 
 
-def _of_file(source: BinaryIO | pa.NativeFile, location: str) -> Iterator[pa.RecordBatch]:
-    try:
-        source.seek(0)
-        reader = pa.ipc.open_file(source)
-        for number in range(reader.num_record_batches):
-            batch = reader.get_batch(number)
-            batch.validate()
-            yield batch
-    except BAD_DATA as error:
-        raise _unreadable(location, error) from error
-
-
-def _unreadable(location: str, error: Exception) -> ReadError:
-    return ReadError(f"can't read {location} as Arrow: {' '.join(str(error).split())}")
+def _has_dictionary(type: pa.DataType) -> bool:
+    return pa.types.is_dictionary(type) or any(
+        _has_dictionary(type.field(number).type) for number in range(type.num_fields)
+    )

@@ -79,7 +79,7 @@ def _folder(location: str) -> Found:
     location = location.rstrip("/") or "/"
     names = list(files.below(location))
     leaves = {name.rsplit("/", 1)[-1] for name in names}
-    if leaves & {_SAVED, _SAVED_SPLITS} and any(name.endswith(".arrow") for name in names):
+    if _SAVED_SPLITS in leaves or (_SAVED in leaves and any(name.endswith(".arrow") for name in names)):
         from mmembed.inputs.arrow import saved_files
 
         return location, [("arrow", name) for name in saved_files(location, names)]

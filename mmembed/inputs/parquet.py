@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +25,10 @@ BAD_DATA = (
 )
 """What pyarrow raises for damaged files."""
 
+MAX_PARTS = 10_000
+"""Row groups of a file, and columns with those nested in them, at most: pyarrow dies of a stack that overflows where
+12,800 columns are nested in each other."""
+
 
 def plan(location: str, records: int) -> Iterator[Plan]:
     """Units of at most `records` rows and, by the mean of a row group's rows, UNIT_BYTES.
@@ -35,34 +39,55 @@ def plan(location: str, records: int) -> Iterator[Plan]:
     """
     footer, metadata = _footer(location)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    for place, count in _places([(group.num_rows, group.total_byte_size) for group in groups], records):
+    for place, count in places([(group.num_rows, group.total_byte_size) for group in groups], records):
         yield count, fingerprint(footer, place, count), (*place, count)
 
 
 def rows(location: str, name: str, place: tuple[int, int, int, int, int]) -> Iterator[Row]:
     """Some rows. Pages before them in their row group are passed over, one batch in memory at a time."""
     group, count, skip, first, wanted = place
+    yield from taken(_batches(location, range(group, group + count), wanted), name, skip, first, wanted)
+
+
+def taken(batches: Iterable[pa.RecordBatch], name: str, skip: int, first: int, wanted: int) -> Iterator[Row]:
+    """Some rows of batches; errors from where they can't be read, for what comes after a damaged page can't be either.
+
+    Args:
+        skip: how many rows come before them.
+        first: the number of the first one, for its source.
+    """
     found = 0
     try:
-        with files.open_binary(location) as binary, pq.ParquetFile(binary) as file:
-            batches = file.iter_batches(batch_size=wanted, row_groups=range(group, group + count), use_threads=False)
-            for batch in batches:
-                if skip >= batch.num_rows:
-                    skip -= batch.num_rows
-                    continue
-                for value in values(batch.slice(skip, wanted - found)):
-                    yield f"{name}:row {first + found}", value
-                    found += 1
-                skip = 0
-                if found == wanted:
-                    return
-    except BAD_DATA as error:  # a damaged page: what comes after it can't be read either
+        for batch in batches:
+            if skip >= batch.num_rows:
+                skip -= batch.num_rows
+                continue
+            for value in values(batch.slice(skip, wanted - found)):
+                yield f"{name}:row {first + found}", value
+                found += 1
+            skip = 0
+            if found == wanted:
+                return
+    except BAD_DATA as error:
         reason = ReadError(f"can't read {name} from here: {' '.join(str(error).split())}")
         yield from ((f"{name}:row {first + row}", reason) for row in range(found, wanted))
 
 
-def _places(groups: Sequence[tuple[int, int]], records: int) -> Iterator[tuple[tuple[int, int, int, int], int]]:
-    """The places of units and their rows, from the rows and bytes of row groups: small ones whole, large ones cut."""
+def _batches(location: str, groups: Iterable[int], rows: int) -> Iterator[pa.RecordBatch]:
+    """The rows of some row groups, in batches of so many. Pages that have checksums are held to them."""
+    with files.open_binary(location) as binary, _opened(binary) as file:
+        yield from file.iter_batches(batch_size=rows, row_groups=groups, use_threads=False)
+
+
+def _opened(binary: BinaryIO) -> pq.ParquetFile:
+    return pq.ParquetFile(binary, thrift_container_size_limit=MAX_PARTS, page_checksum_verification=True)
+
+
+def places(groups: Iterable[tuple[int, int]], records: int) -> Iterator[tuple[tuple[int, int, int, int], int]]:
+    """The places of units and their rows, from the rows and bytes of row groups: small ones whole, large ones cut.
+
+    A place is (first row group, how many, first row in it, first row in the file).
+    """
     start = first = count = rows = size = 0  # of the groups that wait to become one unit
     for number, (group_rows, group_size) in enumerate(groups):
         if count and (rows + group_rows > records or size + group_size > UNIT_BYTES):
@@ -83,8 +108,8 @@ def values(batch: pa.RecordBatch) -> list[dict[str, Any] | ReadError]:
     """The rows of a batch as dictionaries; an error for a row that Python can't hold."""
     try:
         found: list[dict[str, Any] | ReadError] = _without_nanoseconds(batch).to_pylist()
-    # Text that is no UTF-8; a date, duration or time zone that Python doesn't know.
-    except (ValueError, OverflowError, KeyError, pa.ArrowException) as error:
+    # Text that is no UTF-8; a date, duration, decimal or time zone that Python doesn't know.
+    except (ValueError, ArithmeticError, KeyError, pa.ArrowException) as error:
         if batch.num_rows == 1:
             return [ReadError(f"a value of the row can't be read: {error}")]
         return [value for row in range(batch.num_rows) for value in values(batch.slice(row, 1))]
@@ -99,7 +124,7 @@ def _footer(location: str) -> tuple[str, pq.FileMetaData]:
     """
     with files.open_binary(location) as file:
         try:
-            metadata = pq.read_metadata(file)
+            metadata = _opened(file).metadata
             counts = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
             if min(counts, default=0) < 0 or sum(counts) > 8 * file.seek(0, 2):  # no record takes less than a bit
                 raise ValueError(f"its footer claims {sum(counts):,} rows")
@@ -108,7 +133,10 @@ def _footer(location: str) -> tuple[str, pq.FileMetaData]:
             file.seek(-8 - length, 2)
             return checksum(file.read(length)), metadata
         except BAD_DATA as error:
-            raise ReadError(f"{location} is no Parquet file: {' '.join(str(error).split())}") from error
+            reason = " ".join(str(error).split())
+            if "Exceeded size limit" in reason:
+                reason = f"its footer is damaged, or has more than {MAX_PARTS:,} row groups or columns"
+            raise ReadError(f"{location} is no Parquet file that can be read: {reason}") from error
 
 
 def _without_nanoseconds(batch: pa.RecordBatch) -> pa.RecordBatch:

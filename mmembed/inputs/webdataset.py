@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby, islice
 from typing import Any, BinaryIO, NamedTuple
 
 from mmembed import files
 from mmembed.errors import ReadError
-from mmembed.inputs import Plan
+from mmembed.inputs import UNIT_BYTES, Plan
 from mmembed.inputs.jsonl import parse_object
 from mmembed.inputs.rows import FILE_COLUMNS, Row
 from mmembed.shards import fingerprint
@@ -24,8 +25,12 @@ MAX_MEMBER_BYTES = 4 << 30
 MAX_JSON_BYTES = 16 << 20
 """Of a .json or .cls member, at most: they are held in memory."""
 
+MAX_HEADER_BYTES = 1 << 20
+"""Of all headers of one member, at most: long names and what pax adds are held in memory."""
 
-_NUMBER = re.compile(r"-?[0-9]{1,18}")
+_HELD = ("json", "cls")
+
+_NUMBER = re.compile("-?[0-9]{1,18}")  # within 64 bits
 
 
 class _Member(NamedTuple):
@@ -40,13 +45,22 @@ class _Member(NamedTuple):
 
 
 def plan(location: str, records: int) -> Iterator[Plan]:
-    """Units of at most `records` records; place: the byte of the first header, and how many records.
+    """Units of at most `records` records and, but for a larger record, UNIT_BYTES of metadata; place: the byte of the
+    first header, and how many records.
 
     Only headers are read. The fingerprint is of the members' names, sizes, times and places.
     """
-    groups = _records(location, 0)
-    while block := list(islice(groups, records)):
-        yield len(block), fingerprint(block), (block[0][0].header, len(block))
+    block: list[list[_Member]] = []
+    size = 0
+    for members in _records(location, 0):
+        held = sum(min(member.bytes, MAX_JSON_BYTES) for member in members if _ending(member.name) in _HELD)
+        if block and (len(block) == records or size + held > UNIT_BYTES):
+            yield _plan(block)
+            block, size = [], 0
+        block.append(members)
+        size += held
+    if block:
+        yield _plan(block)
 
 
 def rows(location: str, name: str, place: tuple[int, int]) -> Iterator[Row]:
@@ -56,7 +70,11 @@ def rows(location: str, name: str, place: tuple[int, int]) -> Iterator[Row]:
         for members in islice(_records(location, start), count):
             key = _key(members[0].name)
             shown = key.encode("utf-8", "backslashreplace").decode()
-            yield f"{name}/{shown}", _values(file, location, name, key, members)
+            yield f"{name}/{shown}" if key else name, _values(file, location, name, key, members)
+
+
+def _plan(block: list[list[_Member]]) -> Plan:
+    return len(block), fingerprint(block), (block[0][0].header, len(block))
 
 
 def _records(location: str, start: int) -> Iterator[list[_Member]]:
@@ -65,8 +83,22 @@ def _records(location: str, start: int) -> Iterator[list[_Member]]:
         yield list(members)
 
 
+class _Headers:
+    """A file as tarfile reads headers from it: of one member no more than MAX_HEADER_BYTES, whatever they claim."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self.left = file, MAX_HEADER_BYTES
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= self.left:
+            raise tarfile.ReadError(f"the headers of a member claim more than {MAX_HEADER_BYTES:,} bytes")
+        self.left -= size
+        return self._file.read(size)
+
+
 def _members(location: str, start: int) -> Iterator[_Member]:
-    """The members of an archive from some header on, folders left out.
+    """The members of an archive from some header on, folders and hidden ones left out.
 
     Raises:
         ReadError: there is no archive at its beginning.
@@ -74,25 +106,29 @@ def _members(location: str, start: int) -> Iterator[_Member]:
     with files.open_binary(location) as file:
         size = file.seek(0, 2)
         file.seek(start)
-        place = start
+        headers, place = _Headers(file), start
         try:
-            archive = tarfile.TarFile(fileobj=file, errorlevel=2)  # closes nothing: `file` is ours
+            archive = tarfile.TarFile(fileobj=headers, encoding="utf-8")  # type: ignore[arg-type]
             while (member := archive.next()) is not None:
                 archive.members = []  # type: ignore[attr-defined]  # it keeps all headers otherwise
-                place = archive.offset
-                if member.isdir():
-                    continue
+                if member.size < 0 or archive.offset <= place:  # or it would go round for ever
+                    raise tarfile.ReadError(f"the member {member.name!r} claims {member.size:,} bytes")
+                headers.left, place = MAX_HEADER_BYTES, archive.offset
                 wrong = _wrong(member, size)
-                yield _Member(member.name, member.offset, member.offset_data, member.size, member.mtime, wrong)
+                if not member.isdir() and (wrong or not _is_hidden(member.name)):
+                    yield _Member(member.name, member.offset, member.offset_data, member.size, member.mtime, wrong)
                 if wrong and place > size:
                     return
             file.seek(place)
-            if file.read(tarfile.BLOCKSIZE).strip(b"\0"):  # it takes what is no header for the end
+            if place >= size:
+                raise tarfile.ReadError("it is cut off: what marks the end of an archive is missing")
+            if any(block.strip(b"\0") for block in iter(partial(file.read, 1 << 16), b"")):  # taken for the end
                 raise tarfile.ReadError("there is no header of a member")
-        except (tarfile.TarError, OSError, ValueError, OverflowError, EOFError) as error:
+        except (tarfile.TarError, OSError, ValueError, OverflowError, RecursionError) as error:
             if place == 0:
                 raise ReadError(f"{location} is no tar archive: {error}") from error
-            yield _Member("", place, 0, 0, 0, f"the archive can't be read from its byte {place:,} on: {error}")
+            reason = "it is cut off" if place > size else error  # within the blanks that fill the last block
+            yield _Member("", place, 0, 0, 0, f"the archive can't be read from its byte {place:,} on: {reason}")
 
 
 def _wrong(member: tarfile.TarInfo, size: int) -> str:
@@ -101,7 +137,7 @@ def _wrong(member: tarfile.TarInfo, size: int) -> str:
         return f"the name of the member {member.name!r} leads out of the archive"
     if not member.isreg() or member.issparse():
         return f"the member {member.name!r} is no regular file, but a link, a device or the like"
-    if member.size > MAX_MEMBER_BYTES or member.size < 0:
+    if member.size > MAX_MEMBER_BYTES:
         return f"the member {member.name!r} claims {member.size:,} bytes, more than {MAX_MEMBER_BYTES:,}"
     if member.offset_data + member.size > size:
         return f"the archive is cut off within the member {member.name!r}"
@@ -118,12 +154,12 @@ def _values(file: BinaryIO, location: str, name: str, key: str, members: list[_M
             if not files.is_text(member.name):
                 return ReadError(f"the name {member.name!a} is no UTF-8: make the archive again")
             ending = _ending(member.name)
-            if ending in values:
+            if ending in values or (ending == "json" and metadata):
                 raise ReadError(f"the archive holds {member.name} twice")
-            if ending in ("json", "cls"):
-                file.seek(member.start)
-                data = file.read(min(member.bytes, MAX_JSON_BYTES))
-                metadata |= _metadata(member.name, ending, data)
+            if ending == "json":
+                metadata = parse_object(_content(file, member), member.name)
+            elif ending == "cls":
+                values[ending] = _class(_content(file, member))
             elif ending:
                 part = Part(location, member.start, member.bytes)
                 values[ending] = Media(f"{name}/{member.name}", part=part)
@@ -132,12 +168,17 @@ def _values(file: BinaryIO, location: str, name: str, key: str, members: list[_M
     return metadata | values
 
 
-def _metadata(name: str, ending: str, data: bytes) -> dict[str, Any]:
-    """What a .json or .cls member says: keys and values, or the number (or text) of a class."""
-    if ending == "cls":
-        text = data.decode("utf-8", "replace").strip()
-        return {"cls": int(text) if _NUMBER.fullmatch(text) else text}
-    return parse_object(data, name)
+def _content(file: BinaryIO, member: _Member) -> bytes:
+    if member.bytes > MAX_JSON_BYTES:
+        raise ReadError(f"{member.name} has {member.bytes:,} bytes: metadata have at most {MAX_JSON_BYTES:,}")
+    file.seek(member.start)
+    return file.read(member.bytes)
+
+
+def _class(data: bytes) -> int | str:
+    """The number, or else the text, that a .cls member holds."""
+    text = data.decode("utf-8", "replace").strip()
+    return int(text) if _NUMBER.fullmatch(text) else text
 
 
 def _key(name: str) -> str:
@@ -147,3 +188,8 @@ def _key(name: str) -> str:
 
 def _ending(name: str) -> str:
     return name.rpartition("/")[2].partition(".")[2].lower()
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a name is one that folders leave out as well, such as the ._files of macOS."""
+    return any(part.startswith(".") and part != "." for part in name.split("/"))

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import mmembed.inputs.parquet
-from mmembed.errors import UsageError
+from mmembed.errors import ReadError, UsageError
 from mmembed.inputs import Source, open_source
 from mmembed.tables import records_table
 from mmembed.types import Failure, Media, Record
@@ -138,6 +138,13 @@ def test_a_value_that_python_can_not_hold_is_a_failure_of_its_row_alone(tmp_path
     assert len(found) + len(failures) == 3
 
 
+def test_a_decimal_that_python_can_not_hold_is_an_error_of_its_row() -> None:
+    number = pa.py_buffer(np.array([15, 0], np.int64))
+    decimals = pa.Array.from_buffers(pa.decimal128(9, 10**6), 1, [None, number])
+    [error] = mmembed.inputs.parquet.values(pa.record_batch({"price": decimals}))
+    assert isinstance(error, ReadError) and "a value of the row can't be read" in str(error)
+
+
 DAY = datetime.date(2024, 2, 29)
 
 
@@ -220,6 +227,56 @@ def test_several_captions_and_plain_bytes_are_media(tmp_path: Path) -> None:
         "audio": [b"wav"],
     }
     assert not failures
+
+
+@pytest.mark.parametrize("records", [1, 2, 100])
+def test_texts_of_every_arrow_type_are_texts(tmp_path: Path, records: int) -> None:
+    columns = {
+        "id": pa.array(["a", "b", "c"], pa.large_string()),
+        "text": pa.array(["A", "B", "A"]).dictionary_encode(),
+        "image": pa.array([b"1", b"2", b"3"], pa.large_binary()),
+        "audio": pa.nulls(3),
+        "more": pa.array([["x"], None, []], pa.large_list(pa.string())),
+    }
+    found, failures = read(write(tmp_path / "in.parquet", columns), records)
+    assert [record.id for record in found] == ["a", "b", "c"]
+    assert [record.media["text"][0].content for record in found] == ["A", "B", "A"]
+    assert [record.media["image"][0].content for record in found] == [b"1", b"2", b"3"]
+    assert all("audio" not in record.media for record in found)
+    assert [record.metadata["more"] for record in found] == [["x"], None, []]
+    assert not failures
+
+
+def test_a_damaged_page_costs_the_rows_of_its_row_group(tmp_path: Path) -> None:
+    path = tmp_path / "in.parquet"
+    ids = [f"r{row}" for row in range(30)]
+    columns = {"id": ids, "text": [f"a text of row {row:02}" for row in range(30)]}
+    pq.write_table(
+        pa.table(columns), path, row_group_size=10, compression="none", use_dictionary=False, write_page_checksum=True,
+        write_statistics=False,
+    )  # fmt: skip
+    data = path.read_bytes()
+    assert data.count(b"a text of row 15") == 1
+    path.write_bytes(data.replace(b"a text of row 15", b"A text of row 15"))  # a letter, which only a checksum shows
+    found, failures = read(open_source(str(path)), 10)
+    assert [record.id for record in found] == ids[:10] + ids[20:]
+    assert [failure.source for failure in failures] == [f"in.parquet:row {row}" for row in range(10, 20)]
+    assert all("can't read in.parquet from here" in failure.message for failure in failures)
+
+
+def test_a_footer_of_nested_columns_without_end_is_refused(tmp_path: Path) -> None:
+    """Thrift by hand: pyarrow writes no such schema, and its own stack overflows when it reads one of 20,000 levels."""
+
+    def length(number: int) -> bytes:
+        return bytes([number & 127 | 128]) + length(number >> 7) if number > 127 else bytes([number])
+
+    level = b"\x35\x00\x18\x01a\x15\x02\x00"  # required, its name, one child
+    leaf = b"\x15\x02\x25\x00\x18\x01z\x00"
+    footer = b"\x15\x02\x19\xfc" + length(20_001) + level * 20_000 + leaf + b"\x16\x00\x19\x0c\x00"
+    path = tmp_path / "in.parquet"
+    path.write_bytes(b"PAR1" + footer + len(footer).to_bytes(4, "little") + b"PAR1")
+    with pytest.raises(UsageError, match="more than 10,000 row groups or columns"):
+        open_source(str(path)).units(10)
 
 
 @settings(deadline=None, max_examples=150)
