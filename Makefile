@@ -27,4 +27,5 @@ install: .venv/installed
 
 .venv/installed-dev: .venv/installed
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --no-deps "silero-vad>=6,<7"  # its model alone is used: torch is not needed
 	touch $@

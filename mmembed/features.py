@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmembed import files
+from mmembed import files, signatures
 from mmembed.dataset import Dataset
 from mmembed.errors import MmembedError, RepeatedIdError
 from mmembed.files import Stamp
@@ -100,6 +100,7 @@ def write_unit(scratch: Scratch, unit: Unit, contents: Contents, marks: Marks) -
         "dropped": len(contents.dropped),
         "failed_records": len({failure.source for failure in failures}),
         "kinds": metadata_kinds(record.metadata for record in contents.records),
+        "signatures": signatures.VERSION,
         "columns": sorted({m.column for record in contents.records for items in record.media.values() for m in items}),
     }
     by_id: dict[str, list[dict[str, Any]]] = {}

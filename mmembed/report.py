@@ -26,6 +26,13 @@ def short_path(path: str) -> str:
     return path if len(path) <= _WIDEST_CELL else f"…{path[1 - _WIDEST_CELL :]}"
 
 
+def ignored(dataset: Dataset) -> list[str]:
+    """Which files of a folder are of endings that are not read, in a line."""
+    endings = dataset.stage("extract").summary["ignored"]
+    listed = ", ".join(f"{count:,} {ending}" for ending, count in endings.items())
+    return [f"files of other endings, which are not read: {listed}"] if endings else []
+
+
 def failures(dataset: Dataset) -> list[str]:
     """What could not be used, by stage and kind, the most frequent first, each with one example; a line each."""
     return [
@@ -122,6 +129,7 @@ def build_summary(dataset: Dataset) -> str:
 def info(dataset: Dataset) -> str:
     """What a data set holds."""
     lines = [f"{dataset.root}: made from {dataset.input}", flow(dataset)]
+    lines += ignored(dataset)
     lines += [f"errors/: {line}" for line in failures(dataset)]
     lines += [f"dropped/: {line}" for line in leavings(dataset)]
     lines += [f"features of {name}: {space}" for name, space in dataset.modalities("extract").items()]

@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmembed import files
+from mmembed import files, signatures
 from mmembed.files import Stamp
 from mmembed.shards import read_footer, read_table, shard_path, write_bytes, write_json
 from mmembed.types import Media
@@ -291,7 +291,8 @@ def _cached_list(folder: Path, stamp: Stamp) -> list[Path]:
 
 @lru_cache(maxsize=_CACHED_TABLES)
 def _signatures(path: Path) -> dict[tuple[str, str], bytes]:
-    rows = _table(path)["media"].to_pylist() if path.exists() else []
+    footer = read_footer(path) or {}
+    rows = _table(path)["media"].to_pylist() if footer.get("signatures") == signatures.VERSION else []
     return {(item["modality"], item["content_hash"]): item["signature"] for row in rows for item in row}
 
 

@@ -23,7 +23,7 @@ from mmembed.extraction import Extraction, refuse_other_configuration
 from mmembed.features import unit_files
 from mmembed.files import is_url
 from mmembed.progress import Counts, Progress
-from mmembed.report import failures
+from mmembed.report import failures, ignored
 from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
 from mmembed.tables import merge_kinds
 from mmembed.types import Unit
@@ -100,6 +100,7 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
     receipts = {unit.number: _expect(extraction.receipt(unit), f"unit {unit.number}") for unit in extraction.units}
     files = {path: rows for number, found in receipts.items() for path, rows in unit_files(number, found).items()}
     summary = _extract_summary(extraction.units, list(receipts.values()), extraction.spaces) | extraction.changes()
+    summary["ignored"] = extraction.source.ignored()
     did = extract_line(summary)
     folders = ("features", "records", "errors", "dropped")
     dataset = _commit(dataset, config, "extract", extraction.mark, files, summary, folders, did, input=location)
@@ -107,7 +108,7 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
     remove_temporaries(dataset.root / "stamps")
     extraction.scratch.remove()
     say(did)
-    for line in failures(dataset):
+    for line in [*ignored(dataset), *failures(dataset)]:
         say(f"extract: {line}")
     return dataset
 

@@ -148,6 +148,7 @@ def _extract(
         **{what: dict.fromkeys(modalities, 0) for what in ("filtered", "duplicates", "failed")},
         **dict.fromkeys(("repeated", "duplicate_records", "failed_records", "errors", "dropped"), 0),
         "columns": list(modalities),
+        "ignored": {},
         "kinds": kinds,
     }
     files = {path: describe(dataset.root, path, rows) for path, rows in counts.items()}

@@ -11,7 +11,7 @@ from dataset_builder import build, random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmembed import features
+from mmembed import features, signatures
 from mmembed.errors import DatasetError, MmembedError
 from mmembed.features import (
     Contents,
@@ -103,6 +103,7 @@ def test_a_receipt_counts_what_came_in_and_went_out(tmp_path: Path) -> None:
         "dropped": 1,
         "failed_records": 2,
         "kinds": {"legs": "float", "name": None},
+        "signatures": signatures.VERSION,
         "columns": ["", "text"],
     }
 

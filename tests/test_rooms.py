@@ -16,7 +16,7 @@ MODULES = [*LIBRARY, *sorted(ROOT.glob("pipelines/*.py"))]
 
 # From the ground up: a room imports only what is above it.
 ROOMS = """
-    errors files types fetch modalities encoders linear moments splits tables shards inputs scratch signatures config
+    errors files types fetch modalities encoders linear moments splits tables shards inputs signatures scratch config
     dataset steps features duplicates extraction forecast fit project index search evaluate sample engine progress
     transforms card report verify stages cli
 """.split()  # noqa: SIM905

@@ -146,6 +146,14 @@ class Source:
             ]
         return records, failures
 
+    def ignored(self) -> dict[str, int]:
+        """Of a folder of media, how many files are of endings that are not read."""
+        if ("folder", "") not in self.files:
+            return {}
+        from mmembed.inputs.folder import other_endings
+
+        return other_endings(self.folder)
+
     def check_columns(self, unit: Unit) -> None:
         """Raise UsageError for a column that the user named and no row of a unit has; meant for the first unit."""
         named = [*self.choice.media_columns.values(), (self.choice.id_column,) if self.choice.id_column else ()]

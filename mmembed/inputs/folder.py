@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
@@ -42,6 +43,12 @@ def rows(location: str, name: str, place: tuple[str, ...]) -> Iterator[Row]:
     """The records of some files: their key, media by ending, the folder that they lie in, and their metadata."""
     for key, names in groupby(place, _key):
         yield key.encode("utf-8", "backslashreplace").decode(), _values(location, key, list(names))
+
+
+def other_endings(location: str) -> dict[str, int]:
+    """Files below a folder that are not read, by their endings."""
+    endings = Counter(_ending(name) for name in files.below(location))
+    return {f".{ending}" if ending else "(none)": n for ending, n in sorted(endings.items()) if ending not in _ENDINGS}
 
 
 def _groups(location: str) -> Iterator[tuple[str, ...]]:

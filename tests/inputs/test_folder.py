@@ -25,6 +25,7 @@ def test_files_of_one_stem_are_a_record(tmp_path: Path) -> None:
     assert contents(records["sub/dog"], "image") == [b"sub/dog.Jpg", b"sub/dog.PNG"]
     assert records["cat"].metadata == {"legs": 4} and records["sub/dog"].metadata == {"folder": "sub"}
     assert records["sub/dog"].source == "sub/dog"
+    assert open_source(str(tmp_path)).ignored() == {".db": 1, ".docx": 1}
     assert not failures
 
 
