@@ -18,7 +18,7 @@ def end_with(launcher: int) -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=end_with, args=(int(os.environ["MMEMBED_LAUNCHER"]),), daemon=True).start()
     # With a handler in place before Beam is loaded, Beam adds none. A worker's errors reach the launcher as exceptions.
     handler = logging.StreamHandler()
     handler.setLevel(logging.CRITICAL + 1)

@@ -33,6 +33,9 @@ def kill_processes() -> None:
         process.kill()
 
 
+LAUNCHER = "MMEMBED_LAUNCHER"
+"""The variable that tells a worker process its launcher's number: that may be dead before the worker looks."""
+
 _running: set[subprocess.Popen[bytes]] = set()
 
 deaths: list[tuple[int, int]] = []
@@ -56,6 +59,7 @@ class WatchedProcess(GrpcWorkerHandler):
             env={
                 **os.environ,
                 "WORKER_ID": self.worker_id,
+                LAUNCHER: str(os.getpid()),
                 "PIPELINE_OPTIONS": json.dumps(options),
                 "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
             },
