@@ -437,7 +437,7 @@ def test_a_worker_that_is_killed_names_what_it_was_doing(input: Input) -> None:
         line = complaint(subprocess.CompletedProcess([], 1, "", errors))
         assert (
             "was killed by signal 9 during" in line
-            and "manifest.jsonl:" in line
+            and "manifest.jsonl" in line
             and "run the same command again" in line
         )
     mmembed(*input.words)
