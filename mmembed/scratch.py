@@ -107,23 +107,22 @@ class Scratch:
 
     def features(self, modality: str, content_hash: str) -> pa.Table | None:
         """The rows of features of a medium that an earlier run left, None where it left none."""
-        places = _load(self.folder / f"places-{modality}.bin", _PLACE)
-        start = _find(places, "hash", _number(content_hash))
-        if start is None:
+        if (place := self._place(modality, content_hash)) is None:
             return None
-        place = places[start]
         table = _table(self._retired_file(f"features/{modality}", int(place["file"])))
         rows = table.slice(int(place["row"]), int(place["rows"]))
         return rows if rows["content_hash"][0].as_py() == content_hash else None
 
     def signature(self, modality: str, content_hash: str) -> bytes | None:
         """The signature of a medium whose features an earlier run left, None where it left none."""
-        places = _load(self.folder / f"places-{modality}.bin", _PLACE)
-        start = _find(places, "hash", _number(content_hash))
-        if start is None:
+        if (place := self._place(modality, content_hash)) is None:
             return None
-        path = self._retired_file(f"features/{modality}", int(places["file"][start]))
+        path = self._retired_file(f"features/{modality}", int(place["file"]))
         return _signatures(self.folder / "records" / path.name).get((modality, content_hash))
+
+    def _place(self, modality: str, content_hash: str) -> Any:
+        """Where a medium's features are, a row of _PLACE; None where there are none."""
+        return _find(_load(self.folder / f"places-{modality}.bin", _PLACE), "hash", _number(content_hash))
 
     def has_features(self, modality: str) -> bool:
         """Whether an earlier run left any."""
@@ -139,10 +138,8 @@ class Scratch:
             return None
         name, stamp = self.name_of(media.location), files.stamp(media.location)
         stamps = _load(self.folder / "stamps.bin", _STAMP)
-        start = _find(stamps, "name", _number_of_name(name))
-        if start is None:
+        if (found := _find(stamps, "name", _number_of_name(name))) is None:
             return None
-        found = stamps[start]
         known = Stamp(int(found["bytes"]), int(found["modified"])) == stamp and stamp != files.NO_FILE
         return (found["hash"].decode() or None) if known else None
 
@@ -246,10 +243,10 @@ def _stamps(paths: list[Path]) -> NDArray[Any]:
     return stamps[np.argsort(stamps["name"], kind="stable")]
 
 
-def _find(rows: NDArray[Any], column: str, key: np.uint64) -> int | None:
-    """The first of some rows, sorted by a column, that has the key there."""
+def _find(rows: NDArray[Any], column: str, key: np.uint64) -> Any:
+    """The first of some rows, sorted by a column, that has the key there; None where none has."""
     start = int(np.searchsorted(rows[column], key))
-    return start if start < len(rows) and rows[column][start] == key else None
+    return rows[start] if start < len(rows) and rows[column][start] == key else None
 
 
 def _number(content_hash: str) -> np.uint64:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 from mmembed import files
@@ -29,13 +29,8 @@ def plan(location: str, records: int) -> Iterator[Plan]:
     Files of other endings are left out. The fingerprint is of the names and of the metadata: media are compared by
     size and time.
     """
-    block: list[tuple[str, ...]] = []
-    for names in _groups(location):
-        block.append(names)
-        if len(block) == records:
-            yield _plan(location, block)
-            block = []
-    if block:
+    groups = _groups(location)
+    while block := list(islice(groups, records)):
         yield _plan(location, block)
 
 
