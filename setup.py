@@ -45,6 +45,7 @@ setup(
             "hypothesis>=6.100",  # invariants
             "librosa>=0.11",  # the independent implementation of audio features; too slow to import for a query
             "scikit-learn>=1.5",  # figures checked against an independent implementation
+            "ranx>=0.3.20",  # likewise: recall, MRR, MAP and nDCG of retrieval with several right answers
             "ruff>=0.8",
             "mypy>=1.13",
             "duckdb>=1.1",  # the README's ways to load the Parquet are tested

@@ -15,18 +15,13 @@ from numpy.typing import NDArray
 from mmembed.dataset import Dataset
 from mmembed.errors import DatasetError
 from mmembed.linear import normalize_rows
+from mmembed.metrics import CUTOFFS, outcome, summary
 from mmembed.shards import read_table
 from mmembed.splits import HELD_OUT
 from mmembed.tables import vectors_from_arrow
 
-VERSION = "1"
+VERSION = "2"
 """Of the way figures are computed: a change of it needs another one, so that what was made before is made again."""
-
-CUTOFFS = (1, 5, 10)
-"""The k of recall@k."""
-
-_TIE = 1e-6  # scores of unit vectors that differ by less differ by the rounding of a float32 product, if at all
-_BLOCK_SCORES = 1 << 22  # 16 MB of float32 scores at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,101 +43,6 @@ class HeldOut:
     def means(self) -> NDArray[np.float32]:
         """The mean embedding of each record, float32 (n, k), of unit length."""
         return normalize_rows(np.add.reduceat(self.vectors, self.starts))  # the length of a sum is divided out anyway
-
-
-def ranks(
-    queries: NDArray[np.float32],
-    candidates: NDArray[np.float32],
-    starts: NDArray[np.int64],
-    query_labels: NDArray[np.int64],
-    candidate_labels: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """At which rank the best right answer to each query comes, 1 for first; and how many right answers there are.
-
-    Among scores that tie, the rank is the mean over all their orders: with t wrong and r right ones at the best right
-    score, below a better ones, it is 1 + a + t / (r + 1); the mid-rank where r = 1. So a model that gives all the
-    same score ranks like a random order, (n + 1) / (r + 1), and not like a perfect one.
-
-    Args:
-        queries: unit vectors (q, k).
-        candidates: unit vectors (rows, k), segments of n candidates; a candidate scores as its best segment.
-        starts: the first row of each candidate, ascending from 0, (n,).
-        query_labels: (q, m).
-        candidate_labels: (n, m). A candidate is right if it has the query's label in any column.
-
-    Returns:
-        Ranks (q,) and numbers of right candidates (q,). Scores are held for a block of queries at a time.
-
-    Raises:
-        ValueError: a query has no right candidate.
-    """
-    size = max(1, _BLOCK_SCORES // len(candidates))
-    blocks = [slice(start, start + size) for start in range(0, len(queries), size)]
-    parts = [
-        _block_ranks(
-            np.maximum.reduceat(queries[block] @ candidates.T, starts, axis=1),
-            (query_labels[block, np.newaxis] == candidate_labels).any(axis=2),
-        )
-        for block in blocks
-    ]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
-
-
-def _block_ranks(
-    scores: NDArray[np.float32], right: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    counts = right.sum(axis=1)
-    if not counts.all():
-        raise ValueError("a query has no right candidate: its rank is not defined")
-    lead = scores - np.where(right, scores, -np.inf).max(axis=1, keepdims=True)
-    tied = np.abs(lead) <= _TIE
-    above, wrong, good = (mask.sum(axis=1) for mask in (lead > _TIE, tied & ~right, tied & right))
-    return 1 + above + wrong / (good + 1), counts
-
-
-def retrieval(
-    queries: NDArray[np.float32],
-    candidates: NDArray[np.float32],
-    starts: NDArray[np.int64],
-    query_labels: NDArray[np.int64],
-    candidate_labels: NDArray[np.int64],
-) -> dict[str, float]:
-    """Recall@k (the share of queries whose best right answer is among the first k), mean reciprocal rank, median rank,
-    and what a random order would give on average, by the exact formula.
-
-    Args: as of `ranks`.
-    """
-    found, right = ranks(queries, candidates, starts, query_labels, candidate_labels)
-    return {
-        "queries": len(queries),
-        "candidates": len(starts),
-        **{f"recall@{k}": float((found <= k).mean()) for k in CUTOFFS},
-        "mrr": float((1 / found).mean()),
-        "median_rank": float(np.median(found)),
-        **chance(len(starts), right),
-    }
-
-
-def chance(candidates: int, right: NDArray[np.int64]) -> dict[str, float]:
-    """Expected recall@k and mean reciprocal rank of a random order.
-
-    P(none of r right ones among the first k of n) = C(n - r, k) / C(n, k) = the product of (n - r - i) / (n - i) over
-    i < k.
-
-    Args:
-        candidates: n.
-        right: r of each query, at least 1, (q,).
-    """
-    values, counts = np.unique(right, return_counts=True)
-    place = np.arange(candidates)
-    recalls, reciprocals = np.zeros(len(CUTOFFS)), 0.0
-    for r, weight in zip(values, counts / len(right), strict=True):
-        # missed[i] = P(none among the first i + 1)
-        missed = np.cumprod(np.maximum(candidates - r - place, 0) / (candidates - place))
-        recalls += weight * (1 - missed[np.minimum(CUTOFFS, candidates) - 1])
-        reciprocals += weight * float(-np.diff(missed, prepend=1.0) @ (1 / (place + 1)))
-    named = {f"chance_recall@{k}": float(value) for k, value in zip(CUTOFFS, recalls, strict=True)}
-    return {**named, "chance_mrr": reciprocals}
 
 
 def evaluate(dataset: Dataset) -> dict[str, Any]:
@@ -191,13 +91,14 @@ def _pair(query: HeldOut, target: HeldOut) -> dict[str, float]:
     query_codes, target_codes = _codes(query.hashes), _codes(target.hashes)
     # A candidate without the query's modality has the label -1 there, which no query has.
     query_side = [query_codes[own[id]] if id in own else -1 for id in target.ids]
-    return retrieval(
+    found = outcome(
         query.means()[asked],
         target.vectors,
         target.starts,
         np.array([(query_codes[place], target_codes[answers[query.ids[place]]]) for place in asked]),
         np.stack([query_side, target_codes], axis=1),
     )
+    return summary(found, query_codes[asked])  # one medium asked twice is no second witness
 
 
 def _codes(values: Sequence[str]) -> NDArray[np.int64]:
