@@ -46,6 +46,7 @@ setup(
             "librosa>=0.11",  # the independent implementation of audio features; too slow to import for a query
             "scikit-learn>=1.5",  # figures checked against an independent implementation
             "ranx>=0.3.20",  # likewise: recall, MRR, MAP and nDCG of retrieval with several right answers
+            "cca-zoo>=4,<5",  # the independent implementation of multi-view CCA
             "ruff>=0.8",
             "mypy>=1.13",
             "duckdb>=1.1",  # the README's ways to load the Parquet are tested

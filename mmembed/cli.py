@@ -89,7 +89,11 @@ def _parser() -> argparse.ArgumentParser:
 
     sections: tuple[str, ...]
     for name, sections, help in (
-        ("build", ("extract", "fit", "project"), "All stages: raw records to embeddings, an index and an evaluation."),
+        (
+            "build",
+            ("extract", "fit", "project", "index", "evaluate"),
+            "All stages: raw records to embeddings, an index and an evaluation.",
+        ),
         ("extract", ("extract",), "Raw records to features."),
     ):
         made = command(name, _build if name == "build" else _extract, help)
@@ -108,14 +112,22 @@ def _parser() -> argparse.ArgumentParser:
     for name, sections, help in (
         ("fit", ("fit",), "Features to maps."),
         ("project", ("project",), "Features to embeddings."),
-        ("index", (), "Embeddings to an index."),
+        ("index", ("index",), "Embeddings to an index."),
     ):
         made = command(name, _later_stage, help)
         made.set_defaults(stage=name)
         _stage_arguments(made, sections)
 
+    made = command("evaluate", _evaluate, "Retrieval between all modalities, on held-out records.")
+    made.add_argument("root", metavar="OUT", type=Path)
+    _section_arguments(made, ("evaluate",))
+
+    made = command("compare", _compare, "Which of two data sets finds more, and whether that is chance.")
+    made.add_argument("first", metavar="A", type=Path)
+    made.add_argument("second", metavar="B", type=Path)
+    made.add_argument("--json", action="store_true", help="one JSON object a line")
+
     for name, run, help in (
-        ("evaluate", _evaluate, "Retrieval between all modalities, on held-out records."),
         ("info", _info, "What a data set holds."),
         ("errors", _errors, "What could not be used, and why: counts by stage and kind, and examples."),
         ("verify", _verify, "Check every file of a data set."),
@@ -135,23 +147,37 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--to", default="any", metavar="MODALITY", help="image, text, audio or any (default: any)")
     made.add_argument("-k", type=int, default=10, metavar="K", help="how many (default: 10)")
     made.add_argument("--json", action="store_true", help="one JSON object a line")
+
+    made = command("explain", _explain, "Which words, picture cells or stretches of time make a match.")
+    made.add_argument("root", metavar="OUT", type=Path)
+    kinds = made.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--text", metavar="TEXT", help="--text=-x where it begins with a dash")
+    kinds.add_argument("--image", metavar="FILE", type=Path)
+    kinds.add_argument("--audio", metavar="FILE", type=Path)
+    made.add_argument("--id", metavar="ID", required=True, help="the record that is matched")
+    made.add_argument("--to", default="any", metavar="MODALITY", help="which of its modalities (default: the nearest)")
+    made.add_argument("--overlay", metavar="FILE.png", type=Path, help="pictures with their cells tinted")
+    made.add_argument("--json", action="store_true", help="one JSON object")
     return parser
 
 
 def _stage_arguments(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
-    from mmembed.config import Config
-
     parser.add_argument("root", metavar="OUT", type=Path)
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one a core)")
-    parser.set_defaults(sections=sections)
-    if sections:
-        tables = ", ".join(f"[{section}]" for section in sections)
-        parser.add_argument("--config", type=Path, metavar="FILE.toml", help=f"flags as keys of the tables {tables}")
-    for section in sections:
-        _field_arguments(parser.add_argument_group(section), getattr(Config(), section), section, "")
+    _section_arguments(parser, sections)
     parser.epilog = (
         "Flags for Beam itself follow after `--`, for instance `-- --runner=PortableRunner --job_endpoint=HOST:PORT`."
     )
+
+
+def _section_arguments(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
+    from mmembed.config import Config
+
+    parser.set_defaults(sections=sections)
+    tables = ", ".join(f"[{section}]" for section in sections)
+    parser.add_argument("--config", type=Path, metavar="FILE.toml", help=f"flags as keys of the tables {tables}")
+    for section in sections:
+        _field_arguments(parser.add_argument_group(section), getattr(Config(), section), section, "")
 
 
 def _field_arguments(group: argparse._ArgumentGroup, config: Any, path: str, prefix: str) -> None:
@@ -189,7 +215,7 @@ def _config(options: argparse.Namespace, stored: dict[str, Any] | None = None) -
     from mmembed.config import Config, from_file, from_json
 
     start = config = from_json(Config(), stored or {})
-    if options.sections and options.config:
+    if options.config:
         from_the_file = from_file(options.config, config)
         config = replace(config, **{section: getattr(from_the_file, section) for section in options.sections})
     given: dict[str, Any] = {}
@@ -201,7 +227,7 @@ def _config(options: argparse.Namespace, stored: dict[str, Any] | None = None) -
                 table = table.setdefault(name, {})
             table[key] = value
     config = from_json(config, given)
-    for key in ("dim", "holdout", "group_column"):
+    for key in ("fit", "dim", "refine", "lift", "holdout", "group_column", "group_media", "weight", "count"):
         chosen = key in given.get("fit", {}) or getattr(config.fit, key) != getattr(start.fit, key)
         if chosen and config.fit.maps:
             raise UsageError(
@@ -316,10 +342,19 @@ def _evaluate(options: argparse.Namespace) -> int:
     from mmembed.dataset import EVALUATION, Dataset
     from mmembed.evaluate import format_table
 
-    Dataset.open(options.root)
+    config = _config(options, dict(Dataset.open(options.root).config))
     with _writing(options.root):
-        dataset = stages.evaluate(Dataset.open(options.root))
+        dataset = stages.evaluate(Dataset.open(options.root), config)
     print(format_table(json.loads(dataset.read(EVALUATION))))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mmembed.compare import compare, format_rows
+    from mmembed.dataset import Dataset
+
+    rows = compare(Dataset.open(options.first), Dataset.open(options.second))
+    print("\n".join(map(json.dumps, rows)) if options.json else format_rows(rows))
     return 0
 
 
@@ -364,6 +399,18 @@ def _query(options: argparse.Namespace) -> int:
     query = Query.of(text=options.text, image=options.image, audio=options.audio, id=options.id)
     neighbours = Searcher.open(options.root).search(query, options.to, options.k)
     print(_as_json(neighbours) if options.json else _as_table(neighbours))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from mmembed.explain import explain, render, write_overlay
+    from mmembed.search import Query, Searcher
+
+    query = Query.of(text=options.text, image=options.image, audio=options.audio)
+    found = explain(Searcher.open(options.root), query, options.id, options.to)
+    if options.overlay:
+        write_overlay(found, options.overlay)
+    print(json.dumps(found.to_json(), ensure_ascii=False) if options.json else render(found))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -64,18 +65,53 @@ class ExtractConfig:
         return Choice(self.id_column, media, self.allow_outside, self.limit, self.sample)
 
 
+METHODS = ("cca", "pmi", "ridge", "procrustes", "pls", "identity")
+REFINEMENTS = ("auto", "none", "softmax", "sigmoid", "triplet")
+
+
 @dataclass(frozen=True)
 class FitConfig:
     """How features become maps."""
 
-    dim: int = option(128, "dimension of the shared space, at most; fewer where the data carries fewer")
+    fit: str = option("cca", "how maps are learned: cca, pmi, ridge, procrustes, pls; identity keeps the features")
+    dim: int = option(0, "dimension of the shared space, at most; 0: as many as pay off on records not fitted")
+    refine: str = option("auto", "gradient descent after it: softmax, sigmoid, triplet, none; auto: if it helps")
+    lift: str = option("auto", "random Fourier features beside the encoder's: auto (if they help) or none")
     holdout: float = option(0.1, "share of the records that is never fitted and serves the evaluation")
     group_column: str = option("", "a key of the records; equal values stay on one side of the split")
+    group_media: bool = option(True, "records that share a medium, byte for byte, stay on one side of the split")
+    weight: tuple[str, ...] = option((), "KEY=VALUE:NUMBER, what records with that value weigh (else 1); repeatable")
+    count: str = option("records", "what counts once in the fit: records, or segments")
     maps: str = option("", "use the maps of this other data set instead of fitting")
 
     def __post_init__(self) -> None:
-        _require(self.dim >= 1, "dim", self.dim, "at least 1")
+        _require(self.fit in METHODS, "fit", self.fit, f"one of {', '.join(METHODS)}")
+        _require(self.dim >= 0, "dim", self.dim, "at least 0")
+        _require(self.refine in REFINEMENTS, "refine", self.refine, f"one of {', '.join(REFINEMENTS)}")
+        _require(self.lift in ("auto", "none"), "lift", self.lift, "auto or none")
         _require(0 <= self.holdout < 1, "holdout", self.holdout, "at least 0 and below 1")
+        _require(self.count in ("records", "segments"), "count", self.count, "records or segments")
+        _ = self.weights
+        if self.fit == "identity" and self.refine not in ("auto", "none"):
+            raise UsageError(f"refine = {self.refine!r}: fit = 'identity' keeps the features as they are")
+
+    @property
+    def weights(self) -> dict[tuple[str, str], float]:
+        """What a record weighs by key and value.
+
+        Raises:
+            UsageError: one is not of the form KEY=VALUE:NUMBER, or below 0.
+        """
+        found = {}
+        for rule in self.weight:
+            match = re.fullmatch(r"([^=]+)=(.*):([0-9.]+)", rule)
+            _require(match is not None, "weight", rule, "KEY=VALUE:NUMBER, such as source=web:0.2")
+            assert match is not None
+            try:
+                found[match[1], match[2]] = float(match[3])
+            except ValueError:
+                _require(False, "weight", rule, "KEY=VALUE:NUMBER, such as source=web:0.2")
+        return found
 
 
 @dataclass(frozen=True)
@@ -89,12 +125,35 @@ class ProjectConfig:
 
 
 @dataclass(frozen=True)
+class IndexConfig:
+    """How embeddings are searched."""
+
+    hubness: str = option(
+        "none", "csls lowers candidates that are near to everything; the evaluation says what it does"
+    )
+
+    def __post_init__(self) -> None:
+        _require(self.hubness in ("none", "csls"), "hubness", self.hubness, "none or csls")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is measured."""
+
+    label_column: str = option(
+        "", "a key of the records whose value is a class: zero-shot classification, mAP by class"
+    )
+
+
+@dataclass(frozen=True)
 class Config:
     """All stages' configurations."""
 
     extract: ExtractConfig = ExtractConfig()
     fit: FitConfig = FitConfig()
     project: ProjectConfig = ProjectConfig()
+    index: IndexConfig = IndexConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
 
 
 def modalities(config: ExtractConfig) -> dict[str, tuple[Modality, Encoder]]:

@@ -30,7 +30,7 @@ EVALUATION = "evaluation.json"
 _OWN = re.compile(
     r"((records|errors|dropped|stamps|(features|embeddings)/[^/]+)/part-\d{5,}\.parquet"
     r"|scratch/.+"
-    r"|maps/([^/]+\.safetensors|fit\.json|moments/block-\d{5}\.safetensors)"
+    r"|maps/([^/]+\.safetensors|fit\.json|groups\.json|moments/block-\d{5}\.safetensors)"
     r"|index/([^/]+\.faiss|index\.json))"
 )
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Any
 
@@ -12,15 +12,35 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mmembed.config import Config, from_json, modalities
 from mmembed.dataset import Dataset
-from mmembed.errors import DatasetError
-from mmembed.linear import normalize_rows
-from mmembed.metrics import CUTOFFS, outcome, summary
+from mmembed.errors import DatasetError, UsageError
+from mmembed.hubness import bank_of
+from mmembed.index import blocks, candidate_rows, entry_of, open_modality, query_rows, scoring_of, term_columns
+from mmembed.metrics import (
+    CUTOFFS,
+    Outcome,
+    classification,
+    modality_gap,
+    outcome,
+    per_query,
+    skewness_of_hits,
+    summary,
+)
+from mmembed.search import Query, Searcher
 from mmembed.shards import read_table
 from mmembed.splits import HELD_OUT
 from mmembed.tables import vectors_from_arrow
 
-VERSION = "2"
+HUBNESS = ("none", "csls")
+"""Ways to treat hubs, both of which are measured, whichever the index has."""
+
+TEXT = "text"
+"""The modality that names of classes are of."""
+
+_BLOCK_SCORES = 1 << 22  # 16 MB of float32
+
+VERSION = "3"
 """Of the way figures are computed: a change of it needs another one, so that what was made before is made again."""
 
 
@@ -31,47 +51,245 @@ class HeldOut:
     Attributes:
         ids: of the records (n).
         hashes: of their media (n).
+        labels: of their classes (n), "" for none.
         vectors: embeddings of their segments, float32 (rows, k), those of one record one after the other.
         starts: the first row of each record, int64 (n,).
     """
 
     ids: Sequence[str]
     hashes: Sequence[str]
+    labels: Sequence[str]
     vectors: NDArray[np.float32]
     starts: NDArray[np.int64]
 
-    def means(self) -> NDArray[np.float32]:
-        """The mean embedding of each record, float32 (n, k), of unit length."""
-        return normalize_rows(np.add.reduceat(self.vectors, self.starts))  # the length of a sum is divided out anyway
+    def only(self, ids: Collection[str]) -> HeldOut:
+        """Those of some records, in the same order."""
+        kept = [place for place, id in enumerate(self.ids) if id in ids]
+        sizes = np.diff(self.starts, append=len(self.vectors))
+        mask = np.repeat(np.isin(np.arange(len(self.ids)), kept), sizes)
+        starts = np.cumsum([0, *sizes[kept]])[:-1]
+        names, hashes, labels = ([of[place] for place in kept] for of in (self.ids, self.hashes, self.labels))
+        return HeldOut(names, hashes, labels, self.vectors[mask], starts.astype(np.int64))
 
 
-def evaluate(dataset: Dataset) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """One direction of retrieval: the queries and what is right for each.
+
+    Attributes:
+        ids: of the queries' records (q).
+        media: a number for each query's medium, int64 (q,): queries of one medium are no two witnesses.
+        queries: rows as of the index, float32 (q, k + terms).
+        candidates: rows as of the index, float32 (rows, k + terms).
+        starts: the first row of each candidate record, int64 (n,).
+        query_labels: int64 (q, m).
+        candidate_labels: int64 (n, m).
+    """
+
+    ids: Sequence[str]
+    media: NDArray[np.int64]
+    queries: NDArray[np.float32]
+    candidates: NDArray[np.float32]
+    starts: NDArray[np.int64]
+    query_labels: NDArray[np.int64]
+    candidate_labels: NDArray[np.int64]
+
+    def outcome(self) -> Outcome:
+        """How well each query finds its right answers."""
+        return outcome(self.queries, self.candidates, self.starts, self.query_labels, self.candidate_labels)
+
+    def hubness(self) -> float:
+        """Skewness of how often each candidate record is among the first 10."""
+        k = min(10, len(self.starts))
+        size = max(1, _BLOCK_SCORES // max(self.candidates.shape))
+        hits = [
+            np.argpartition(
+                -np.maximum.reduceat(self.queries[start : start + size] @ self.candidates.T, self.starts, axis=1),
+                k - 1,
+                axis=1,
+            )[:, :k]
+            for start in range(0, len(self.queries), size)
+        ]
+        return skewness_of_hits(np.concatenate(hits), len(self.starts))
+
+
+def evaluate(dataset: Dataset, label_column: str = "") -> dict[str, Any]:
     """Retrieval between every two modalities on held-out records, as JSON values.
 
     A query is a record's mean embedding in one modality; the candidates are all held-out records that have the other.
     Right are the record itself and those whose medium is the same byte for byte in either of the two modalities: two
     pictures with one caption are equally right answers to it.
 
+    Args:
+        label_column: a key of the records whose value is a class. Then figures come by class too: right is what has the
+            query's class; and zero-shot classification, where each record's class is that whose name, embedded as a
+            text, it is nearest to.
+
     Returns:
         "records": held-out records by modality; "rows": one for each ordered pair of modalities; "note": why there
-        are no rows, or "".
+        are no rows, or ""; "classification": one for each modality.
 
     Raises:
-        UsageError: there are no embeddings yet.
+        UsageError: there are no embeddings yet, or no record has the label column.
         DatasetError: a file is damaged, or embeddings and features are not of the same rows.
         SpaceError: two modalities' embeddings are of different spaces.
+    """
+    held_out = read_held_out(dataset, label_column)
+    hubness = hubness_of(dataset)
+    banks = {name: bank_of(dataset, name) for name in held_out}
+    rows = [
+        {"query": query, "target": target, **_row(dataset, query, target, held_out, banks, hubness)}
+        for query, target in permutations(held_out, 2)
+        if set(held_out[query].ids) & set(held_out[target].ids)
+    ]
+    records = {modality: len(records.ids) for modality, records in held_out.items()}
+    result = {"records": records, "rows": rows, "note": "" if rows else _note(records)}
+    return result | {"classification": _classified(dataset, held_out, banks, hubness)} if label_column else result
+
+
+def read_held_out(dataset: Dataset, label_column: str = "") -> dict[str, HeldOut]:
+    """The held-out records by modality.
+
+    Raises: as of `evaluate`.
     """
     spaces = dataset.modalities("project")
     for name, space in spaces.items():
         next(iter(spaces.values())).check(space, f"embeddings/{name}")
-    held_out = {modality: _held_out(dataset, modality) for modality in spaces}
-    rows = [
-        {"query": query, "target": target, **row}
-        for query, target in permutations(held_out, 2)
-        if (row := _pair(held_out[query], held_out[target]))
-    ]
-    records = {modality: len(records.ids) for modality, records in held_out.items()}
-    return {"records": records, "rows": rows, "note": "" if rows else _note(records)}
+    kinds = dataset.stage("project").summary["kinds"]
+    if label_column and label_column not in kinds:
+        raise UsageError(
+            f"no record has the label column {label_column!r}; their keys are {', '.join(kinds) or 'none'}"
+        )
+    return {modality: _held_out(dataset, modality, label_column) for modality in spaces}
+
+
+def ask(
+    dataset: Dataset,
+    query: str,
+    target: str,
+    held_out: Mapping[str, HeldOut],
+    banks: Mapping[str, NDArray[np.float32]],
+    hubness: str,
+) -> Asked:
+    """One direction of retrieval between held-out records.
+
+    Args:
+        banks: embeddings of training queries by modality, where hubness = "csls".
+    """
+    queries, targets = held_out[query], held_out[target]
+    own = {id: place for place, id in enumerate(queries.ids)}
+    answers = {id: place for place, id in enumerate(targets.ids)}
+    asked = [place for id, place in own.items() if id in answers]
+    query_codes, target_codes = _codes(queries.hashes), _codes(targets.hashes)
+    # A candidate without the query's modality has the label -1 there, which no query has.
+    query_side = [query_codes[own[id]] if id in own else -1 for id in targets.ids]
+    scoring = scoring_of(dataset)
+    columns = term_columns(scoring, hubness, list(held_out))
+    return Asked(
+        [queries.ids[place] for place in asked],
+        query_codes[asked],
+        query_rows(scoring.means(queries.vectors, queries.starts)[asked], {query: 1.0}, columns),
+        candidate_rows(targets.vectors, target, scoring, columns, banks),
+        targets.starts,
+        np.array([(query_codes[place], target_codes[answers[queries.ids[place]]]) for place in asked]),
+        np.stack([query_side, target_codes], axis=1),
+    )
+
+
+def hubness_of(dataset: Dataset) -> str:
+    """How the index treats hubs."""
+    return str(dataset.config["index"]["hubness"]) if "index" in dataset.config else "none"
+
+
+def _row(
+    dataset: Dataset,
+    query: str,
+    target: str,
+    held_out: Mapping[str, HeldOut],
+    banks: Mapping[str, NDArray[np.float32]],
+    hubness: str,
+) -> dict[str, Any]:
+    asked = {way: ask(dataset, query, target, held_out, banks, way) for way in HUBNESS}
+    found = {way: of.outcome() for way, of in asked.items()}
+    row: dict[str, Any] = dict(summary(found[hubness], asked[hubness].media))
+    scoring = scoring_of(dataset)
+    means = {name: scoring.means(held_out[name].vectors, held_out[name].starts) for name in (query, target)}
+    row["modality_gap"] = modality_gap(means[query], means[target])
+    row["hubness"] = {
+        way: {
+            "skewness": asked[way].hubness(),
+            **{name: float(per_query(found[way])[name].mean()) for name in ("recall@10", "mrr")},
+        }
+        for way in HUBNESS
+    }
+    row |= _by_label(asked[hubness], held_out[query], held_out[target])
+    if "index" in dataset.stages:
+        row["index_recall@10"] = _index_recall(dataset, asked[hubness], target)
+    return row
+
+
+def _by_label(asked: Asked, queries: HeldOut, targets: HeldOut) -> dict[str, Any]:
+    """Figures where all records of the query's class are right; nothing without classes."""
+    names = [*queries.labels, *targets.labels]
+    if not any(names):
+        return {}
+    codes = _codes(names)
+    class_of = dict(zip(queries.ids, codes))
+    query_codes = np.array([class_of[id] for id in asked.ids])
+    labelled = np.array([bool(queries.labels[queries.ids.index(id)]) for id in asked.ids], bool)
+    if not labelled.any():
+        return {}
+    target_codes = np.where([bool(label) for label in targets.labels], codes[len(queries.ids) :], -1)
+    labels = replace(
+        asked,
+        queries=asked.queries[labelled],
+        query_labels=query_codes[labelled, np.newaxis],
+        candidate_labels=target_codes[:, np.newaxis],
+    )
+    figures = summary(labels.outcome(), asked.media[labelled])
+    return {"by_label": figures}
+
+
+def _index_recall(dataset: Dataset, asked: Asked, target: str) -> float:
+    """The share of the exact 10 best rows of embeddings/<target> that the index gives, for at most 1,000 queries.
+
+    Rows that tie with the last of them count too.
+    """
+    queries = asked.queries[np.linspace(0, len(asked.queries) - 1, min(1000, len(asked.queries))).astype(np.intp)]
+    index = open_modality(dataset, target)
+    k = min(10, index.ntotal)
+    found, _ = index.search(queries, k)
+    best = np.full((len(queries), k), -np.inf, np.float32)
+    for _, rows in blocks(dataset, target, entry_of(dataset, target)):
+        best = -np.sort(-np.concatenate([best, queries @ rows.T], axis=1), axis=1)[:, :k]
+    tolerance = 1e-5 * np.maximum(1, np.abs(best[:, -1:]))
+    return float((found >= best[:, -1:] - tolerance).mean())
+
+
+def _classified(
+    dataset: Dataset, held_out: Mapping[str, HeldOut], banks: Mapping[str, NDArray[np.float32]], hubness: str
+) -> list[dict[str, Any]]:
+    """Zero-shot classification of each modality's records by the names of the classes as texts."""
+    names = sorted({label for records in held_out.values() for label in records.labels if label})
+    config = from_json(Config(), dict(dataset.config))
+    searcher = Searcher(dataset, modalities(config.extract), config)
+    if len(names) < 2 or TEXT not in dataset.modalities("fit"):
+        return []
+    vectors = np.stack([searcher.embed(Query.of(text=name)).vector for name in names])
+    scoring = scoring_of(dataset)
+    columns = term_columns(scoring, hubness, list(held_out))
+    candidates = candidate_rows(vectors, TEXT, scoring, columns, banks)
+    rows = []
+    for modality, records in held_out.items():
+        labelled = [place for place, label in enumerate(records.labels) if label]
+        if not labelled:
+            continue
+        queries = query_rows(scoring.means(records.vectors, records.starts)[labelled], {modality: 1.0}, columns)
+        predicted = (queries @ candidates.T).argmax(axis=1)
+        true = np.array([names.index(records.labels[place]) for place in labelled])
+        figures = classification(predicted, true)
+        rows.append({"modality": modality, "records": len(labelled), "chance": 1 / len(names), **figures})
+    return rows
 
 
 def _note(records: dict[str, int]) -> str:
@@ -81,45 +299,29 @@ def _note(records: dict[str, int]) -> str:
     return f"no held-out record has two modalities ({counts}), so nothing can be measured: give more records"
 
 
-def _pair(query: HeldOut, target: HeldOut) -> dict[str, float]:
-    """One row of the evaluation; empty where no record has both modalities."""
-    own = {id: place for place, id in enumerate(query.ids)}
-    answers = {id: place for place, id in enumerate(target.ids)}
-    asked = [place for id, place in own.items() if id in answers]
-    if not asked:
-        return {}
-    query_codes, target_codes = _codes(query.hashes), _codes(target.hashes)
-    # A candidate without the query's modality has the label -1 there, which no query has.
-    query_side = [query_codes[own[id]] if id in own else -1 for id in target.ids]
-    found = outcome(
-        query.means()[asked],
-        target.vectors,
-        target.starts,
-        np.array([(query_codes[place], target_codes[answers[query.ids[place]]]) for place in asked]),
-        np.stack([query_side, target_codes], axis=1),
-    )
-    return summary(found, query_codes[asked])  # one medium asked twice is no second witness
-
-
 def _codes(values: Sequence[str]) -> NDArray[np.int64]:
     """A number for each value, the same for equal ones."""
     codes: NDArray[np.int64] = np.unique(np.asarray(values), return_inverse=True)[1]
     return codes
 
 
-def _held_out(dataset: Dataset, modality: str) -> HeldOut:
+def _held_out(dataset: Dataset, modality: str, label_column: str) -> HeldOut:
     ids: list[str] = []
     hashes: list[str] = []
+    labels: list[str] = []
     vectors = [np.empty((0, dataset.modalities("project")[modality].dim), np.float32)]
     for path, table in dataset.tables(f"embeddings/{modality}"):
         rows = _with_hashes(dataset, path, table).filter(pc.equal(table["split"], HELD_OUT))
         ids += rows["id"].to_pylist()
         hashes += rows["content_hash"].to_pylist()
         vectors.append(vectors_from_arrow(rows["embedding"]))
+        values = pc.struct_field(rows["metadata"], label_column).to_pylist() if label_column else [None] * len(rows)
+        labels += ["" if value is None else str(value) for value in values]
     starts = [row for row, id in enumerate(ids) if row == 0 or id != ids[row - 1]]
     return HeldOut(
         [ids[row] for row in starts],
         [hashes[row] for row in starts],
+        [labels[row] for row in starts],
         np.concatenate(vectors),
         np.array(starts, np.int64),
     )
@@ -138,15 +340,33 @@ def format_table(result: dict[str, Any]) -> str:
     """An evaluation for the screen: plain text, in columns."""
     if not result["rows"]:
         return str(result["note"])
-    header = ["query", "target", "queries", "candidates", *(f"recall@{k}" for k in CUTOFFS), "MRR", "median rank"]
-    cells = [header, *(_cells(row) for row in result["rows"])]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    aligned = [str.ljust, str.ljust, *[str.rjust] * (len(header) - 2)]  # names left, numbers right
-    lines = [
-        "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True))
-        for line in cells
+    header = [
+        "query",
+        "target",
+        "queries",
+        "candidates",
+        *(f"recall@{k}" for k in CUTOFFS),
+        "MRR (95 %)",
+        "median rank",
     ]
-    return "\n".join([*lines, "held-out records; in brackets what a random order gives"])
+    lines = [
+        columns(header, [_cells(row) for row in result["rows"]]),
+        "held-out records; in brackets what a random order gives, of MRR the 95 % interval",
+        *_remarks(result),
+    ]
+    return "\n".join(lines)
+
+
+def columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells of plain text in columns, words left and numbers right."""
+    cells = [header, *rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    words = [not any(digit.isdigit() for digit in cell) for cell in rows[0]]
+    aligned = [str.ljust if word else str.rjust for word in words]
+    return "\n".join(
+        "  ".join(align(cell, width) for align, cell, width in zip(aligned, line, widths, strict=True)).rstrip()
+        for line in cells
+    )
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
@@ -156,6 +376,31 @@ def _cells(row: dict[str, Any]) -> list[str]:
         str(row["queries"]),
         str(row["candidates"]),
         *(f"{row[f'recall@{k}']:.1%} ({row[f'chance_recall@{k}']:.1%})" for k in CUTOFFS),
-        f"{row['mrr']:.3f} ({row['chance_mrr']:.3f})",
+        f"{row['mrr']:.3f} ({row['mrr_low']:.3f}-{row['mrr_high']:.3f})",
         f"{row['median_rank']:.1f}",
     ]
+
+
+def _remarks(result: dict[str, Any]) -> list[str]:
+    """What else was measured, in lines."""
+    mean = {
+        way: {key: float(np.mean([row["hubness"][way][key] for row in result["rows"]])) for key in ("skewness", "mrr")}
+        for way in HUBNESS
+    }
+    lines = [
+        f"hubness (skewness of 10-occurrence): {mean['none']['skewness']:.2f}, with --hubness csls "
+        f"{mean['csls']['skewness']:.2f}; mean MRR {mean['none']['mrr']:.3f} and {mean['csls']['mrr']:.3f}"
+    ]
+    lines += [
+        f"{row['query']} to {row['target']} by label: MAP {row['by_label']['map']:.3f}, "
+        f"nDCG@10 {row['by_label']['ndcg@10']:.3f}, recall@1 {row['by_label']['recall@1']:.3f} "
+        f"({row['by_label']['chance_recall@1']:.3f} by chance)"
+        for row in result["rows"]
+        if "by_label" in row
+    ]
+    lines += [
+        f"zero-shot classification of {row['modality']}, {row['classes']} classes: accuracy {row['accuracy']:.3f} "
+        f"({row['chance']:.3f} by chance), macro F1 {row['macro_f1']:.3f}"
+        for row in result.get("classification", [])
+    ]
+    return lines

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +19,7 @@ from mmembed import files, signatures
 from mmembed.dataset import Dataset
 from mmembed.errors import MmembedError, RepeatedIdError
 from mmembed.files import Stamp
+from mmembed.moments import View
 from mmembed.scratch import Scratch
 from mmembed.shards import fingerprint, read_footer, read_table, shard_path, write_table
 from mmembed.tables import (
@@ -279,44 +281,41 @@ def _rows_but_of(
 
 @dataclass(frozen=True, eq=False)
 class UnitFeatures:
-    """The features of a unit pooled by record: one row for each record, the mean over its segments.
+    """The features of a unit's records.
 
     Attributes:
         ids: of the records, n.
         records: what the user gave, by key, n.
-        pooled: by modality float64 (n, d); rows of records that lack it are zero.
-        present: by modality which records have it, bool (n,).
+        views: by modality, one row for each record.
+        media: by modality a number for each record's first medium, uint64 (n,), 0 where it has none.
     """
 
     ids: list[str]
     records: list[dict[str, Any]]
-    pooled: dict[str, NDArray[np.float64]]
-    present: dict[str, NDArray[np.bool_]]
+    views: dict[str, View]
+    media: dict[str, NDArray[np.uint64]]
 
 
 def read_unit(dataset: Dataset, number: int, modalities: Sequence[str]) -> UnitFeatures:
     """Read a unit's features, checked against the manifest."""
     ids, records = read_records(dataset, number)
     row_of = {id: row for row, id in enumerate(ids)}
-    pooled, present = {}, {}
+    views, media = {}, {}
     for name in modalities:
         table = read_table(dataset.read(shard_path(f"features/{name}", number)))
-        rows = np.array([row_of[id] for id in table.column("id").to_pylist()], np.intp)
-        pooled[name], present[name] = pool(vectors_from_arrow(table.column("feature")), rows, len(ids))
-    return UnitFeatures(ids, records, pooled, present)
+        rows = np.array([row_of[id] for id in table.column("id").to_pylist()], np.int64)
+        views[name] = View.of(vectors_from_arrow(table.column("feature")), rows, len(ids))
+        media[name] = np.zeros(len(ids), np.uint64)
+        numbers = np.array([_number(digest) for digest in table.column("content_hash").to_pylist()], np.uint64)
+        media[name][rows[::-1]] = numbers[::-1]  # the first of a record's rows stays
+    return UnitFeatures(ids, records, views, media)
+
+
+def _number(content_hash: str) -> int:
+    return int.from_bytes(hashlib.blake2b(content_hash.encode(), digest_size=8).digest(), "big")
 
 
 def read_records(dataset: Dataset, number: int) -> tuple[list[str], list[dict[str, Any]]]:
     """The ids of a unit's records, and what the user gave, by key."""
     table = read_table(dataset.read(shard_path("records", number)))
     return table.column("id").to_pylist(), [json.loads(text) for text in table.column("record").to_pylist()]
-
-
-def pool(
-    vectors: NDArray[np.float32], rows: NDArray[np.intp], count: int
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Means of vectors (n, d) by row number: float64 (count, d), and which rows had any, bool (count,)."""
-    counts = np.bincount(rows, minlength=count)
-    sums = np.zeros((count, vectors.shape[1]))
-    np.add.at(sums, rows, vectors)
-    return sums / np.maximum(counts, 1)[:, None], counts > 0

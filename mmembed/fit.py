@@ -1,23 +1,15 @@
-"""Moments to maps: regularized multi-view canonical correlation analysis, in closed form.
+"""Features to maps: moments and a sample of the training records on the workers, then the fit.
 
-Each modality is standardized and whitened with a ridge, P = (C + r m I)^(-1/2), where C is its correlation matrix and
-m the mean of its eigenvalues. The maps are the top eigenvectors of the block matrix of whitened cross-correlations
-(zero on its diagonal): the MAXVAR generalization of CCA (Kettenring 1971, "Canonical analysis of several sets of
-variables"), with ridge as in Vinod 1976. For two modalities it is the SVD of P_x C_xy P_y, which is classical CCA.
-
-The ridge of each modality and the weights of the directions are chosen by cross-validation over folds of the training
-records. Only the folds' moments are needed: those of the training side are the merge of the other folds.
-
-Each direction is scaled to unit variance over the training records and weighted by the square root of its held-out
-correlation: the inner product of two embeddings is then sum_k rho_k u_k v_k, which is the log-ratio
-log p(u, v) / p(u) p(v) of jointly Gaussian canonical variates to first order in rho.
+What nobody should have to set is chosen by cross-validation over folds of the training records. Ridges: by the
+information that held-out correlations carry, from the folds' moments alone, for the training moments of a split are
+the merge of the other folds'. The number of directions and their weights, and whether a lift or gradient descent pay
+off: by how well records of the sample find each other when they were not fitted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import reduce
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -25,82 +17,129 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmembed import closed_form, refine
+from mmembed.closed_form import Components, Directions, scales
 from mmembed.config import FitConfig
 from mmembed.dataset import Dataset
 from mmembed.errors import UsageError
 from mmembed.features import UnitFeatures, read_unit
-from mmembed.linear import LinearMap
-from mmembed.moments import Moments
+from mmembed.linear import Lift, LinearMap, Scoring
+from mmembed.moments import Matrix, Moments, View, concatenate, merge_all
+from mmembed.pairs import Pairs, join, reciprocal_rank
 from mmembed.shards import write_bytes, write_json
-from mmembed.splits import TRAIN, fold_of, group_of, split_of
+from mmembed.splits import TRAIN, Groups, fold_of, position, split_of
 from mmembed.types import Space
 
-Matrix = NDArray[np.float64]
 Ridges = dict[str, float]
 
-VERSION = "2"
+VERSION = "3"
 """Of the way maps are learned: a change of it needs another one, so that maps of both never count as one space."""
 
 FOLDS = 5
 MOMENTS = "maps/moments"
-"""Where blocks leave their moments until they are merged; not part of the data set."""
+"""Where blocks leave their moments and sample until they are merged; not part of the data set."""
+
+SAMPLE_RECORDS = 50_000
+SAMPLE_BYTES = 256 << 20
+"""Of the training records that are kept in memory, at most."""
+
+RIDGES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+"""In units of the mean variance of standardized features."""
+
+POWERS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
+"""Directions are weighted by s^p, s their held-out correlations (Gong et al. 2014, section 3.2, has eigenvalues)."""
+
+SIZES = (16, 32, 64, 128, 256)
 
 _UNITS_AT_ONCE = 8  # enough rows for a matrix product to outweigh the merge of its result
-RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 _TRIAL_COMPONENTS = 256  # of each modality: what the ridge leaves of the others decides no trial, but costs its cube
-_MIN_PAIRS = 10  # fewer say nothing about how modalities go together
+_TRIAL_RECORDS = 2_500  # that are tried: their ranks are within 0.01 or so of those of all
 _TRIAL_DIRECTIONS = 64  # the directions that follow are noise in each set tried
-_MAX_CORRELATION = 0.999
-_DEAD = 1e-6  # a feature whose deviation is below this share of its mean carries rounding errors only
+_MIN_PAIRS = 10  # fewer say nothing about how modalities go together
+_MAX_CORRELATION = 0.98  # a canonical variate that is nearly the same in both modalities must not drown the others
+_ENOUGH = 0.995  # of the best rank: fewer dimensions that give so much are taken
+_DESCENT_RECORDS = 500  # fewer can't tell whether gradient descent helps
+_DESCENT_SLICES = 3
+_WAVES = 512  # random Fourier features of a lift
+_WIDTHS = (0.5, 1.0)  # of the kernel, in typical distances of two records
+_LIFT_RIDGES = (0.01, 0.1, 1.0)
+_LIFT_GAIN = 1.05  # what a lift must give in a first trial: it makes maps twice as large
 
 
-def training_moments(
-    dataset: Dataset, units: Sequence[int], modalities: Sequence[str], config: FitConfig
-) -> list[Moments]:
-    """Moments of the training records of some units, one for each fold; units in order, a few in memory at a time.
+def training_data(
+    dataset: Dataset, units: Sequence[int], modalities: Sequence[str], config: FitConfig, groups: Groups, share: float
+) -> tuple[list[Moments], Pairs]:
+    """Moments of the training records of some units, one for each fold, and a sample of the records.
 
-    Features are pooled by record: a record counts once, however many segments it has.
+    Units come in order, a few in memory at a time.
+
+    Args:
+        share: of the records that go into the sample.
     """
-    merged: list[Moments] = []
+    moments: list[Moments] = []
+    samples = []
     for start in range(0, len(units), _UNITS_AT_ONCE):
         some = [read_unit(dataset, number, modalities) for number in units[start : start + _UNITS_AT_ONCE]]
-        for fold, moments in enumerate(_units_moments(some, config)):  # one fold more in memory at a time
+        found, sample = _units_data(some, config, groups, share)
+        samples.append(sample)
+        for fold, part in enumerate(found):  # one fold more in memory at a time
             if start:
-                merged[fold] = merged[fold].merge(moments)
+                moments[fold] = moments[fold].merge(part)
             else:
-                merged.append(moments)
-    return merged
+                moments.append(part)
+    return moments, join(samples)
 
 
-def _units_moments(units: Sequence[UnitFeatures], config: FitConfig) -> Iterator[Moments]:
-    groups = [
-        group_of(id, record, config.group_column)
-        for unit in units
-        for id, record in zip(unit.ids, unit.records, strict=True)
-    ]
-    training = np.array([split_of(group, config.holdout) == TRAIN for group in groups], bool)
-    fold = np.array([fold_of(group, FOLDS) for group in groups], np.intp)
-    views = {name: np.concatenate([unit.pooled[name] for unit in units]) for name in units[0].pooled}
-    present = {name: np.concatenate([unit.present[name] for unit in units]) for name in views}
-    for number in range(FOLDS):
-        yield Moments.of(views, {name: has & training & (fold == number) for name, has in present.items()})
+def _units_data(
+    units: Sequence[UnitFeatures], config: FitConfig, groups: Groups, share: float
+) -> tuple[Iterator[Moments], Pairs]:
+    records = [(id, record) for unit in units for id, record in zip(unit.ids, unit.records, strict=True)]
+    group = [groups.of(id, record) for id, record in records]
+    training = np.array([split_of(name, config.holdout) == TRAIN for name in group], bool)
+    folds = np.array([fold_of(name, FOLDS) for name in group], np.int64)
+    weights = np.array([_weight(record, config) for _, record in records]) * training
+    names = list(units[0].views)
+    views = {name: concatenate(unit.views[name] for unit in units) for name in names}
+    media = {name: np.concatenate([unit.media[name] for unit in units]) for name in names}
+    chosen = (weights > 0) & np.array([position(id, "sample") < share for id, _ in records], bool)
+    moments = (
+        Moments.of(views, weights * (folds == fold), by_segment=config.count == "segments") for fold in range(FOLDS)
+    )
+    return moments, Pairs.of(views, folds, media).take(chosen)
+
+
+def _weight(record: Mapping[str, Any], config: FitConfig) -> float:
+    """The product of the weights of all rules that a record meets."""
+    return float(np.prod([w for (key, value), w in config.weights.items() if str(record.get(key)) == value] or [1.0]))
+
+
+def sample_share(records: int, dims: Sequence[int]) -> float:
+    """The share of so many records whose features of so many dimensions may be kept in memory."""
+    return min(1.0, SAMPLE_RECORDS / max(records, 1), SAMPLE_BYTES / (4 * sum(dims) * max(records, 1)))
 
 
 @dataclass(frozen=True)
 class AccumulateBlock:
-    """Writes the moments of a block of units by fold: a picklable value, called on workers."""
+    """Writes the moments of a block of units by fold, and its part of the sample: a picklable value, called on workers.
+
+    Attributes:
+        share: of the records that go into the sample.
+    """
 
     dataset: Dataset
     modalities: Sequence[str]
     config: FitConfig
+    groups: Groups
+    share: float
 
     def __call__(self, block: int, units: tuple[int, ...]) -> str:
         from safetensors.numpy import save
 
-        folds = training_moments(self.dataset, units, self.modalities, self.config)
+        folds, sample = training_data(self.dataset, units, self.modalities, self.config, self.groups, self.share)
         arrays = {
             f"{fold}/{name}": array for fold, moments in enumerate(folds) for name, array in moments.to_arrays().items()
         }
+        arrays |= {f"sample/{name}": np.ascontiguousarray(array) for name, array in sample.to_arrays().items()}
         name = f"{MOMENTS}/block-{block:05d}.safetensors"
         write_bytes(self.dataset.root / name, save(arrays))
         return name
@@ -113,16 +152,20 @@ class ReadMoments:
     root: Path
 
     def __call__(self, name: str, fold: int) -> Moments:
-        from safetensors import safe_open
+        return Moments.from_arrays(_read_block(self.root / name, f"{fold}/"))
 
-        with safe_open(self.root / name, framework="numpy") as file:
-            keys = [key for key in list(file.keys()) if key.startswith(f"{fold}/")]
-            return Moments.from_arrays({key.partition("/")[2]: file.get_tensor(key) for key in keys})
+
+def _read_block(path: Path, prefix: str) -> dict[str, NDArray[Any]]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        keys = [key for key in list(file.keys()) if key.startswith(prefix)]
+        return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
 
 
 @dataclass(frozen=True)
 class WriteMaps:
-    """Moments by fold to the files of maps/: a picklable value, called on a worker.
+    """Moments by fold to the files of maps/: a picklable value, called on a worker with the names of the blocks.
 
     Attributes:
         version: of the space that the maps lead to.
@@ -133,8 +176,9 @@ class WriteMaps:
     config: FitConfig
     version: str
 
-    def __call__(self, folds: list[Moments]) -> list[str]:
-        maps, report = fit_maps(folds, self.spaces, self.config.dim, self.version)
+    def __call__(self, folds: list[Moments], blocks: list[str]) -> list[str]:
+        pairs = join(Pairs.from_arrays(_read_block(self.root / name, "sample/")) for name in blocks)
+        maps, report = fit_maps(folds, pairs, self.spaces, self.config, self.version)
         for name, linear_map in maps.items():
             write_bytes(self.root / f"maps/{name}.safetensors", linear_map.to_bytes())
         write_json(self.root / "maps/fit.json", report)
@@ -142,146 +186,340 @@ class WriteMaps:
 
 
 def fit_maps(
-    folds: Sequence[Moments], spaces: Mapping[str, Space], dim: int, version: str
+    folds: Sequence[Moments], pairs: Pairs, spaces: Mapping[str, Space], config: FitConfig, version: str
 ) -> tuple[dict[str, LinearMap], dict[str, Any]]:
-    """Maps by modality into one space of at most `dim` dimensions, and how they came about.
+    """Maps by modality into one space of at most `config.dim` dimensions, and how they came about.
 
     The last bits depend on the number of BLAS threads, which pipelines set to one (`threadpoolctl`).
 
     Args:
         folds: moments of disjoint training records.
+        pairs: a sample of these records.
 
     Raises:
         UsageError: no two modalities come together in enough records, or nothing that was learned holds in the fold
-            that was not fitted.
+            that was not fitted, or the method can't be used here.
     """
-    total = _merge(folds)
-    modalities = _paired(total)
-    if not modalities:
-        seen = ", ".join(f"{a} with {b}: {total.count(a, b)}" for a, b in combinations(total.modalities, 2))
-        raise UsageError(
-            f"maps are learned from records that have two modalities, at least {_MIN_PAIRS} of them that are not held "
-            f"out; here are {seen}. Give such records, or the maps of another data set with --maps"
-        )
-    scales = {name: _scales(total, name) for name in modalities}
-    sides = [
-        _Side(
-            _Whitening.of(_merge([*folds[:k], *folds[k + 1 :]]), scales, _TRIAL_COMPONENTS), _correlations(fold, scales)
-        )
-        for k, fold in enumerate(folds)
-        if all(0 < fold.count(name, name) < total.count(name, name) for name in modalities)
-    ]
+    if config.fit == "identity":
+        return _identity(merge_all(folds), spaces, version)
+    modalities = _paired(merge_all(folds))
+    tried = _spread(pairs, _TRIAL_RECORDS)
+    lifts, lift_report = _choose_lift(folds, pairs, tried, modalities, config)
+    if lifts:
+        folds, pairs, tried = _lifted_folds(pairs, lifts), _lifted(pairs, lifts), _lifted(tried, lifts)
+    total = merge_all(folds)
+    components = Components.of(total, modalities)
     counts = {(a, b): total.count(a, b) for a, b in combinations(modalities, 2)}
-    if not sides:
-        raise UsageError(
-            f"maps are tried on a part of the records that was not fitted, but no fold holds some of each of "
-            f"{', '.join(modalities)} and leaves some to the others: give more records, or a --group-column with more "
-            "values"
-        )
-    ridges, trials = _choose_ridges(sides, counts)
-    rho = _spectrum(sides, counts, ridges)
-    if not (rho > 0).any():
-        raise UsageError(
-            f"the modalities show nothing in common: of what was learned from {sum(counts.values())} pairs, nothing "
-            "holds in the records that were not fitted. Give more pairs, or see whether ids and media go together"
-        )
-    # Nothing above depends on `dim`: the rows of a smaller map are the first rows of a larger one.
-    directions = _Whitening.of(total, scales).directions(ridges, int((rho > 0).sum()))
-    output = Space("mmembed", version[:16], min(dim, next(iter(directions.values())).shape[1]))
-    weights = np.sqrt(rho[: output.dim])
+    sides = _sides(folds, tried, components, counts)
+    found = _METHODS[config.fit](components, sides, counts)
+    # Nothing above depends on `config.dim`: the rows of a smaller map are the first rows of a larger one.
+    found, refine_report = _refined(found, sides, pairs, components, counts, config.refine)
+    same = _shared_space(modalities, spaces)
+    if same and (kept := _better_unchanged(found, sides, tried, counts)):
+        maps, report = _identity(total, dict.fromkeys(modalities, same), version)
+        return maps, {**report, "decision": kept}
+    output = Space("mmembed", version[:16], min(config.dim or found.size, found.most))
     maps = {
-        name: _map(directions[name][:, : output.dim] * weights, total, name, scales[name], spaces[name], output)
+        name: _map(found, components, name, spaces[name], output, lifts.get(name) if lifts else None)
         for name in modalities
     }
     report = {
-        "method": "regularized multi-view CCA, directions weighted by cross-validated correlation",
+        "method": config.fit,
         "modalities": list(maps),
         "output": asdict(output),
+        "spectrum": maps[modalities[0]].scoring.to_json(),
         "pairs": {f"{a}+{b}": count for (a, b), count in counts.items()},
         "records": {name: total.count(name, name) for name in modalities},
+        "sample": len(pairs),
         "folds": len(sides),
-        "ridge": ridges,
-        "correlations": [round(float(value), 6) for value in rho[: output.dim]],
-        "trials": trials,
-        "dead_features": {name: int(np.isinf(scales[name]).sum()) for name in modalities},
+        **found.report,
+        "refinement": refine_report,
+        "lift": lift_report,
+        "dead_features": {name: int((components.factors[name] == 0).sum()) for name in modalities},
     }
     return maps, report
 
 
 @dataclass(frozen=True, eq=False)
-class _Whitening:
-    """Principal components of each modality's correlations, and cross-correlations between components.
+class _Fitted:
+    """What a method found.
 
     Attributes:
-        mean: of all eigenvalues of a modality, also of those that were left out.
-        values: eigenvalues, (q,) each.
-        vectors: eigenvectors, (d, q) each.
-        cross: by pair, (q, q).
-        weights: by pair, its share of the records of the most frequent pair: a pair that was seldom seen together
-            has cross-correlations that are mostly noise, and would else take the first directions.
+        directions: of all training records' components, (q, most) each.
+        of_sides: the same, of each side of cross-validation.
+        matrices: by modality (most, most), what variates are multiplied with; a diagonal before refinement.
+        spectrum: of the Gaussian PMI score, (most,); None for cosines.
+        size: how many directions pay off.
     """
 
-    mean: dict[str, float]
-    values: dict[str, Matrix]
-    vectors: dict[str, Matrix]
-    cross: dict[tuple[str, str], Matrix]
-    weights: dict[tuple[str, str], float]
+    directions: Directions
+    of_sides: Sequence[Directions]
+    matrices: dict[str, NDArray[np.float32]]
+    spectrum: NDArray[np.float32] | None
+    size: int
+    report: Mapping[str, Any]
 
-    @classmethod
-    def of(cls, moments: Moments, scales: Mapping[str, Matrix], components: int | None = None) -> _Whitening:
-        correlations = _correlations(moments, scales)
-        decomposed = {name: np.linalg.eigh(correlations[name, name]) for name in scales}
-        values = {name: np.maximum(pair.eigenvalues[::-1], 0) for name, pair in decomposed.items()}
-        vectors = {name: pair.eigenvectors[:, ::-1][:, :components] for name, pair in decomposed.items()}
-        pairs = list(combinations(scales, 2))
-        most = max(moments.count(a, b) for a, b in pairs)
-        return cls(
-            {name: max(float(all_.mean()), _DEAD) for name, all_ in values.items()},
-            {name: all_[:components] for name, all_ in values.items()},
-            vectors,
-            {(a, b): vectors[a].T @ correlations[a, b] @ vectors[b] for a, b in pairs},
-            {(a, b): moments.count(a, b) / max(most, 1) for a, b in pairs},
-        )
-
-    def directions(self, ridges: Ridges, most: int) -> dict[str, Matrix]:
-        """The top directions (d, k <= most) of each modality, for standardized features, of unit variance."""
-        from scipy.linalg import eigh
-
-        roots = {name: 1 / np.sqrt(values + ridges[name] * self.mean[name]) for name, values in self.values.items()}
-        ends = np.cumsum([0, *(len(values) for values in self.values.values())])
-        place = {name: slice(ends[i], ends[i + 1]) for i, name in enumerate(self.values)}
-        block = np.zeros((ends[-1], ends[-1]))
-        for (a, b), cross in self.cross.items():
-            block[place[a], place[b]] = self.weights[a, b] * roots[a][:, None] * cross * roots[b]
-            block[place[b], place[a]] = block[place[a], place[b]].T
-        # No more than some two modalities can share: a narrow third one must not cut off what the others have.
-        count = min(most, sorted(len(values) for values in self.values.values())[-2])
-        _, vectors = eigh(block, subset_by_index=[ends[-1] - count, ends[-1] - 1])
-        vectors = vectors[:, ::-1]
-        vectors = vectors * np.where(vectors[np.abs(vectors).argmax(axis=0), range(count)] < 0, -1, 1)
-        variates = {name: roots[name][:, None] * vectors[place[name]] for name in place}
-        deviations = {name: np.sqrt(self.values[name] @ variates[name] ** 2) for name in place}
-        return {
-            name: self.vectors[name]
-            @ np.divide(
-                variates[name], deviations[name], out=np.zeros_like(variates[name]), where=deviations[name] > _DEAD
-            )
-            for name in place
-        }
+    @property
+    def most(self) -> int:
+        """The directions that there are."""
+        return int(next(iter(self.matrices.values())).shape[1])
 
 
 @dataclass(frozen=True, eq=False)
 class _Side:
-    """One split of cross-validation: what is fitted, and the correlations of the fold that is not."""
+    """One split of cross-validation.
 
-    fitted: _Whitening
-    held_out: dict[tuple[str, str], Matrix]
+    Attributes:
+        fitted: components of the records outside the fold.
+        held_out: moments of these components over the records of the fold.
+        rows: components of the sample's records of the fold, by modality float32 (n, q).
+        fold: the number of the fold.
+        pairs: the sample's records of the fold.
+    """
+
+    fitted: Components
+    held_out: Moments
+    rows: Mapping[str, NDArray[np.float32]]
+    fold: int
+    pairs: Pairs
+
+    def score(self, directions: Mapping[str, Matrix], scoring: Scoring, counts: Mapping[tuple[str, str], int]) -> float:
+        """Mean reciprocal rank of the fold's records, of both directions of each pair of modalities, which count by
+        their records. Not a number where the fold has no pair."""
+        z = {
+            name: scoring.embeddings(self.rows[name][:, : len(matrix)] @ matrix.astype(np.float32))
+            for name, matrix in directions.items()
+        }
+        return reciprocal_rank(z, self.pairs, scoring, counts)
+
+
+def _sides(
+    folds: Sequence[Moments], pairs: Pairs, components: Components, counts: Mapping[tuple[str, str], int]
+) -> list[_Side]:
+    names = list(components.values)
+    sides = []
+    for number, fold in enumerate(folds):
+        others = merge_all([*folds[:number], *folds[number + 1 :]])
+        if not all(fold.count(name, name) and others.count(name, name) for name in names):
+            continue
+        fitted = components.within(others, _TRIAL_COMPONENTS)
+        mine = pairs.take(pairs.folds == number)
+        rows = {name: fitted.rows(name, mine.means[name]) for name in names}
+        sides.append(_Side(fitted, fold.projected(fitted.bases), rows, number, mine))
+    if not sides:
+        raise UsageError(
+            f"maps are tried on a part of the records that was not fitted, but no fold holds some of each of "
+            f"{', '.join(names)} and leaves some to the others: give more records, or a --group-column with more "
+            "values"
+        )
+    return sides
+
+
+def _canonical(components: Components, sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]) -> _Fitted:
+    """CCA: directions of unit variance, weighted by s^p."""
+    ridges, rho, trials = _choose_ridges(sides, counts)
+    directions = closed_form.canonical(components, ridges, len(rho))
+    of_sides = [closed_form.canonical(side.fitted, ridges, len(rho)) for side in sides]
+    s = rho[: _width(directions)]
+    weighted = {power: s**power for power in POWERS}
+    size, power, sizes = _choose(sides, of_sides, weighted, Scoring(), counts)
+    report = {**_canonical_report(ridges, s, trials), "power": power, "sizes": sizes}
+    return _Fitted(directions, of_sides, _diagonals(directions, weighted[power]), None, size, report)
+
+
+def _gaussian(components: Components, sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]) -> _Fitted:
+    """The score that a CCA model itself implies: z = u sqrt(s / (1 - s^2)), see `mmembed.linear.Scoring`."""
+    ridges, rho, trials = _choose_ridges(sides, counts)
+    directions = closed_form.canonical(components, ridges, len(rho))
+    of_sides = [closed_form.canonical(side.fitted, ridges, len(rho)) for side in sides]
+    s = rho[: _width(directions)]
+    weight = np.sqrt(s / (1 - s**2))
+    spectrum = s.astype(np.float32)
+    size, _, sizes = _choose(sides, of_sides, {1.0: weight}, Scoring(spectrum), counts)
+    report = {**_canonical_report(ridges, s, trials), "sizes": sizes}
+    return _Fitted(directions, of_sides, _diagonals(directions, weight), spectrum, size, report)
+
+
+def _least_squares(components: Components, sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]) -> _Fitted:
+    """PLS, whose directions are not weighted: those of little covariance are short by themselves."""
+    directions = closed_form.partial_least_squares(components, _TRIAL_COMPONENTS)
+    of_sides = [closed_form.partial_least_squares(side.fitted, _TRIAL_COMPONENTS) for side in sides]
+    return _plain(directions, of_sides, sides, counts, {})
+
+
+def _procrustes(components: Components, sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]) -> _Fitted:
+    """Orthogonal Procrustes, of as many principal components as pay off."""
+    tried = {
+        size: [closed_form.procrustes(side.fitted, size) for side in sides]
+        for size in SIZES
+        if size <= max(SIZES[0], min(map(len, components.values.values())))
+    }
+    scores = {size: _mean_score(sides, found, Scoring(), counts) for size, found in tried.items()}
+    best = max(scores, key=scores.__getitem__)
+    directions = closed_form.procrustes(components, best)
+    report = {"components": best, "trials": [{"components": size, "mrr": value} for size, value in scores.items()]}
+    return _plain(directions, tried[best], sides, counts, report)
+
+
+def _ridge(components: Components, sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]) -> _Fitted:
+    """Ridge regression of one modality from each other one."""
+    names = list(components.values)
+    anchors = [name for name in names if all(n >= _MIN_PAIRS for pair, n in counts.items() if name in pair)]
+    if not anchors:
+        raise UsageError("fit = 'ridge': no modality comes together with each other one; use cca, which needs no such")
+    tried = {
+        (anchor, penalty): [closed_form.ridge(side.fitted, anchor, penalty, _TRIAL_COMPONENTS) for side in sides]
+        for anchor in anchors
+        for penalty in RIDGES
+    }
+    scores = {choice: _mean_score(sides, found, Scoring(), counts) for choice, found in tried.items()}
+    best = max(scores, key=scores.__getitem__)
+    directions = closed_form.ridge(components, *best, most=_TRIAL_COMPONENTS)
+    trials = [{"anchor": a, "ridge": penalty, "mrr": value} for (a, penalty), value in scores.items()]
+    report = {"anchor": best[0], "ridge": best[1], "trials": trials}
+    return _plain(directions, tried[best], sides, counts, report)
+
+
+_METHODS: Mapping[str, Callable[[Components, Sequence[_Side], Mapping[tuple[str, str], int]], _Fitted]] = {
+    "cca": _canonical,
+    "pmi": _gaussian,
+    "ridge": _ridge,
+    "procrustes": _procrustes,
+    "pls": _least_squares,
+}
+
+
+def _plain(
+    directions: Directions,
+    of_sides: Sequence[Directions],
+    sides: Sequence[_Side],
+    counts: Mapping[tuple[str, str], int],
+    report: Mapping[str, Any],
+) -> _Fitted:
+    """Directions that are not weighted, as many as pay off."""
+    ones = np.ones(_width(directions))
+    size, _, sizes = _choose(sides, of_sides, {0.0: ones}, Scoring(), counts)
+    return _Fitted(directions, of_sides, _diagonals(directions, ones), None, size, {**report, "sizes": sizes})
+
+
+def _choose(
+    sides: Sequence[_Side],
+    of_sides: Sequence[Directions],
+    weighted: Mapping[float, Matrix],
+    scoring: Scoring,
+    counts: Mapping[tuple[str, str], int],
+) -> tuple[int, float, list[dict[str, float]]]:
+    """How many directions are enough, and the key of the best weights for so many; and what was tried."""
+    most = min(len(next(iter(weighted.values()))), *(_width(found) for found in of_sides))
+    sizes = [size for size in SIZES if size < most] + [most]
+    scores = {
+        (size, power): _mean_score(sides, _cut(of_sides, weights, size), _cut_scoring(scoring, size), counts)
+        for size in sizes
+        for power, weights in weighted.items()
+    }
+    best = max(scores.values())
+    size = min((size for size, power in scores if scores[size, power] >= _ENOUGH * best), default=most)
+    power = max(weighted, key=lambda power: scores[size, power])
+    trials = [{"dim": dim, "power": exponent, "mrr": value} for (dim, exponent), value in scores.items()]
+    whole = size if size < most else len(next(iter(weighted.values())))
+    return whole, power, trials
+
+
+def _cut(of_sides: Sequence[Directions], weights: Matrix, size: int) -> list[Directions]:
+    return [{name: matrix[:, :size] * weights[:size] for name, matrix in found.items()} for found in of_sides]
+
+
+def _cut_scoring(scoring: Scoring, size: int) -> Scoring:
+    return scoring if scoring.spectrum is None else Scoring(scoring.spectrum[:size])
+
+
+def _mean_score(
+    sides: Sequence[_Side],
+    of_sides: Sequence[Directions],
+    scoring: Scoring,
+    counts: Mapping[tuple[str, str], int],
+) -> float:
+    scores = [side.score(found, scoring, counts) for side, found in zip(sides, of_sides, strict=True)]
+    known = [score for score in scores if not np.isnan(score)]
+    return float(np.mean(known)) if known else 0.0
+
+
+def _refined(
+    found: _Fitted,
+    sides: Sequence[_Side],
+    pairs: Pairs,
+    components: Components,
+    counts: Mapping[tuple[str, str], int],
+    wanted: str,
+) -> tuple[_Fitted, dict[str, Any]]:
+    """With gradient descent from there on, if it is wanted; if the tool is to decide, if each slice says it helps."""
+    if wanted == "none":
+        return found, {"decision": "not wanted"}
+    if wanted == "auto" and len(pairs) < _DESCENT_RECORDS:
+        return found, {"decision": f"not tried: {len(pairs)} training records, fewer than {_DESCENT_RECORDS}"}
+    loss = "softmax" if wanted == "auto" else wanted
+    width = min(found.size, *(_width(directions) for directions in found.of_sides))
+    scoring = Scoring(None if found.spectrum is None else found.spectrum[:width])
+    start = {name: matrix[:width, :width] for name, matrix in found.matrices.items()}
+
+    courses = []
+    for side, directions in list(zip(sides, found.of_sides))[:_DESCENT_SLICES]:
+        cut = {name: matrix[:, :width] for name, matrix in directions.items()}
+        others = pairs.take(pairs.folds != side.fold)
+        variates = _variates(side.fitted, cut, others)
+
+        def validate(matrices: refine.Parameters, side: _Side = side, cut: Directions = cut) -> float:
+            return side.score({name: cut[name] @ matrix for name, matrix in matrices.items()}, scoring, counts)
+
+        courses.append(
+            refine.descend(variates, others.present, others.media, start, loss, scoring.spectrum, validate=validate)
+        )
+    steps = set.intersection(*(set(course.scores) for course in courses))
+    mean = {step: float(np.mean([course.scores[step] for course in courses])) for step in sorted(steps)}
+    step = max((step for step in mean if step), key=mean.__getitem__)
+    gains = [course.scores[step] - course.scores[0] for course in courses]
+    report: dict[str, Any] = {
+        "loss": loss,
+        "slices": len(courses),
+        "validation": [{"step": at, "mrr": value} for at, value in mean.items()],
+    }
+    said = f"{loss}, {step} steps: mean reciprocal rank {mean[0]:.4f} to {mean[step]:.4f} on {len(courses)} slices"
+    if wanted == "auto" and not min(gains) > 0:
+        return found, {**report, "decision": f"not used: {said}, worse or equal on one of them"}
+    cut = {name: matrix[:, :width] for name, matrix in found.directions.items()}
+    variates = _variates(components, cut, pairs)
+    course = refine.descend(variates, pairs.present, pairs.media, start, loss, scoring.spectrum, steps=step)
+    matrices = {name: matrix.copy() for name, matrix in found.matrices.items()}
+    for name, matrix in course.matrices.items():
+        matrices[name][:width, :width] = matrix
+    report |= {
+        "decision": f"used: {said}",
+        "training": [{"step": at, "loss": value} for at, value in course.losses.items()],
+    }
+    return replace(found, matrices=matrices), report
+
+
+def _variates(components: Components, directions: Directions, pairs: Pairs) -> dict[str, NDArray[np.float32]]:
+    """By modality (n, k); zeros where a record lacks it."""
+    return {
+        name: components.rows(name, pairs.means[name])[:, : len(matrix)]
+        @ matrix.astype(np.float32)
+        * pairs.present[name][:, np.newaxis]
+        for name, matrix in directions.items()
+    }
 
 
 def _choose_ridges(
     sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]
-) -> tuple[Ridges, list[dict[str, Any]]]:
-    """The ridges with the most held-out information: first one for all, then a walk to better neighbours."""
+) -> tuple[Ridges, Matrix, list[dict[str, Any]]]:
+    """The ridges with the most held-out information: first one for all, then a walk to better neighbours.
+
+    Returns:
+        The ridges, the held-out correlation of each direction, and what was tried.
+
+    Raises:
+        UsageError: no direction holds in records that were not fitted.
+    """
     trials: dict[tuple[float, ...], float] = {}
     names = sorted({name for pair in counts for name in pair})
 
@@ -303,11 +541,18 @@ def _choose_ridges(
         if better == best:
             break
         best = better
+    ridges = dict(zip(names, (RIDGES[step] for step in best), strict=True))
+    rho = _spectrum(sides, counts, ridges)
+    if not (rho > 0).any():
+        raise UsageError(
+            f"the modalities show nothing in common: of what was learned from {sum(counts.values())} pairs, nothing "
+            "holds in the records that were not fitted. Give more pairs, or see whether ids and media go together"
+        )
     report = [
-        {"ridge": dict(zip(names, ridges, strict=True)), "information": round(value, 6)}
-        for ridges, value in trials.items()
+        {"ridge": dict(zip(names, values, strict=True)), "information": round(value, 6)}
+        for values, value in trials.items()
     ]
-    return dict(zip(names, (RIDGES[step] for step in best), strict=True)), report
+    return ridges, rho[rho > 0], report
 
 
 def _information(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], ridges: Ridges) -> float:
@@ -315,7 +560,7 @@ def _information(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], 
     correlation stands above its noise; pairs of modalities count by their records."""
     value = 0.0
     for pair, rho in _held_out(sides, ridges, _TRIAL_DIRECTIONS).items():
-        sure = np.clip(rho[rho > 2 / np.sqrt(max(counts[pair], 1))], 0, _MAX_CORRELATION)
+        sure = np.clip(rho[rho > 2 / np.sqrt(max(counts[pair], 1))], 0, 0.999)
         value -= counts[pair] / max(counts.values()) * 0.5 * float(np.log1p(-(sure**2)).sum())
     return value
 
@@ -330,45 +575,197 @@ def _spectrum(sides: Sequence[_Side], counts: Mapping[tuple[str, str], int], rid
 
 def _held_out(sides: Sequence[_Side], ridges: Ridges, count: int) -> dict[tuple[str, str], Matrix]:
     """By pair of modalities, the correlation (k,) of each direction in the fold not fitted; mean of the folds."""
-    found = [_fold_correlations(side, side.fitted.directions(ridges, count)) for side in sides]
+    found = [_fold_correlations(side, closed_form.canonical(side.fitted, ridges, count)) for side in sides]
     size = min(len(values) for fold in found for values in fold.values())
     return {pair: np.mean([fold[pair][:size] for fold in found], axis=0) for pair in found[0]}
 
 
-def _fold_correlations(side: _Side, directions: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
-    variances = {name: ((side.held_out[name, name] @ v) * v).sum(axis=0) for name, v in directions.items()}
+def _fold_correlations(side: _Side, directions: Directions) -> dict[tuple[str, str], Matrix]:
+    variances = {
+        name: ((side.held_out.covariance(name, name) @ inner) * inner).sum(axis=0) for name, inner in directions.items()
+    }
     return {
-        (a, b): ((side.held_out[a, b] @ directions[b]) * directions[a]).sum(axis=0)
+        (a, b): ((side.held_out.covariance(a, b) @ directions[b]) * directions[a]).sum(axis=0)
         / np.sqrt(np.maximum(variances[a] * variances[b], np.finfo(float).tiny))
         for a, b in combinations(directions, 2)
     }
 
 
-def _correlations(moments: Moments, scales: Mapping[str, Matrix]) -> dict[tuple[str, str], Matrix]:
-    return {(a, b): moments.covariance(a, b) / np.outer(scales[a], scales[b]) for a in scales for b in scales if a <= b}
+def _choose_lift(
+    folds: Sequence[Moments], pairs: Pairs, tried: Pairs, modalities: Sequence[str], config: FitConfig
+) -> tuple[dict[str, Lift], dict[str, Any]]:
+    """Random Fourier features for each modality if they help by far in a first trial; none if not."""
+    total = merge_all(folds)
+    records = max(total.count(name, name) for name in modalities)
+    if config.lift == "none":
+        return {}, {"decision": "not wanted"}
+    if len(pairs) < records or config.weight or config.count == "segments":
+        return {}, {"decision": f"not tried: {len(pairs):,} of {records:,} records are in memory, or they are weighted"}
+    if len(tried) < _DESCENT_RECORDS:
+        return {}, {"decision": f"not tried: {len(tried)} training records, fewer than {_DESCENT_RECORDS}"}
+    plain = _trial_rank(tried, modalities)
+    lifts = {width: {name: _lift(total, name, width) for name in modalities} for width in _WIDTHS}
+    scores = {width: _trial_rank(_lifted(tried, lift), modalities) for width, lift in lifts.items()}
+    best = max(scores, key=scores.__getitem__)
+    said = f"mean reciprocal rank {plain:.4f} without, {scores[best]:.4f} with {_WAVES} features of width {best:g}"
+    if scores[best] < _LIFT_GAIN * plain:
+        return {}, {"decision": f"not used: {said}"}
+    return lifts[best], {"decision": f"used: {said}", "features": _WAVES, "width": best}
 
 
-def _scales(moments: Moments, name: str) -> Matrix:
-    """Deviation of each feature; infinite for a dead one, so that it gets no weight."""
-    deviation = np.sqrt(np.maximum(np.diag(moments.covariance(name, name)), 0))
-    return np.where(deviation > _DEAD * np.abs(moments.mean(name)), deviation, np.inf)
+def _lift(moments: Moments, name: str, width: float) -> Lift:
+    """Of standardized features, whose typical distance is sqrt(2 d)."""
+    factor = 1 / scales(moments, name)
+    random = np.random.default_rng(0)
+    distance = width * np.sqrt(2 * np.count_nonzero(factor))
+    frequencies = random.normal(size=(_WAVES, len(factor))) / distance * factor
+    phases = random.uniform(0, 2 * np.pi, _WAVES) - frequencies @ moments.mean(name)
+    return Lift(frequencies.astype(np.float32), phases.astype(np.float32))
+
+
+def _lifted(pairs: Pairs, lifts: Mapping[str, Lift]) -> Pairs:
+    means = {name: lift.apply(pairs.means[name]) * pairs.present[name][:, np.newaxis] for name, lift in lifts.items()}
+    return replace(pairs, means=means)
+
+
+def _lifted_folds(pairs: Pairs, lifts: Mapping[str, Lift]) -> list[Moments]:
+    """The moments of lifted features of all training records, which are all in the sample."""
+    return [_pair_moments(_lifted(pairs.take(pairs.folds == fold), lifts)) for fold in range(FOLDS)]
+
+
+def _pair_moments(pairs: Pairs) -> Moments:
+    return Moments.of({name: View.single(means, pairs.present[name]) for name, means in pairs.means.items()})
+
+
+def _trial_rank(pairs: Pairs, modalities: Sequence[str]) -> float:
+    """Cross-validated mean reciprocal rank of CCA with one ridge for all modalities and the square root of the
+    correlations as weights: enough to compare features."""
+    folds = [
+        _pair_moments(replace(part, means={name: part.means[name] for name in modalities}))
+        for part in (pairs.take(pairs.folds == fold) for fold in range(FOLDS))
+    ]
+    total = merge_all(folds)
+    counts = {(a, b): total.count(a, b) for a, b in combinations(modalities, 2)}
+    sides = _sides(folds, pairs, Components.of(total, modalities), counts)
+    ridge = max(_LIFT_RIDGES, key=lambda ridge: _information(sides, counts, _same(ridge, modalities)))
+    ridges = _same(ridge, modalities)
+    s = _spectrum(sides, counts, ridges)[: SIZES[-2]]
+    of_sides = [closed_form.canonical(side.fitted, ridges, len(s)) for side in sides]
+    width = min(_width(found) for found in of_sides)
+    return _mean_score(sides, _cut(of_sides, np.sqrt(s[:width]), width), Scoring(), counts)
+
+
+def _identity(total: Moments, spaces: Mapping[str, Space], version: str) -> tuple[dict[str, LinearMap], dict[str, Any]]:
+    """The features as they are, of encoders that were trained together."""
+    names = [name for name in total.modalities if total.count(name, name)]
+    dims = {name: spaces[name].dim for name in names}
+    if len(set(dims.values())) != 1:
+        listed = ", ".join(f"{name} {dim}" for name, dim in dims.items())
+        raise UsageError(
+            f"fit = 'identity' needs features of one dimension, of encoders trained together, not {listed}"
+        )
+    dim = next(iter(dims.values()))
+    output = Space("mmembed", version[:16], dim)
+    maps = {
+        name: LinearMap(np.eye(dim, dtype=np.float32), np.zeros(dim, np.float32), spaces[name], output)
+        for name in names
+    }
+    report = {
+        "method": "identity",
+        "modalities": names,
+        "output": asdict(output),
+        "spectrum": None,
+        "pairs": {f"{a}+{b}": total.count(a, b) for a, b in combinations(names, 2)},
+        "records": {name: total.count(name, name) for name in names},
+    }
+    return maps, report
+
+
+def _shared_space(modalities: Sequence[str], spaces: Mapping[str, Space]) -> Space | None:
+    """The space of all modalities' features, if it is one: they come from encoders trained together."""
+    several = {spaces[name] for name in modalities}
+    return several.pop() if len(several) == 1 else None
+
+
+def _better_unchanged(
+    found: _Fitted, sides: Sequence[_Side], tried: Pairs, counts: Mapping[tuple[str, str], int]
+) -> str:
+    """Why the features of encoders trained together are kept as they are; "" where the fit is better."""
+    width = min(found.size, *(_width(directions) for directions in found.of_sides))
+    scoring = Scoring(None if found.spectrum is None else found.spectrum[:width])
+    fitted = _mean_score(
+        sides,
+        [
+            {name: matrix[:, :width] @ found.matrices[name][:width, :width] for name, matrix in directions.items()}
+            for directions in found.of_sides
+        ],
+        scoring,
+        counts,
+    )
+    plain = Scoring()
+    scores = [
+        reciprocal_rank(
+            {name: plain.embeddings(means) for name, means in side.pairs.means.items()}, side.pairs, plain, counts
+        )
+        for side in sides
+    ]
+    unchanged = float(np.nanmean(scores))
+    if fitted > unchanged:
+        return ""
+    return (
+        f"the encoders share a space, which is kept: mean reciprocal rank {unchanged:.4f}, with a fit on top of it "
+        f"{fitted:.4f}"
+    )
 
 
 def _paired(moments: Moments) -> list[str]:
-    """The modalities that come together with another one in enough records, those with dead features only left out."""
-    alive = [name for name in moments.modalities if np.isfinite(_scales(moments, name)).any()]
+    """The modalities that come together with another one in enough records, those with dead features only left out.
+
+    Raises:
+        UsageError: there are none.
+    """
+    alive = [name for name in moments.modalities if np.isfinite(scales(moments, name)).any()]
     pairs = [pair for pair in combinations(alive, 2) if moments.count(*pair) >= _MIN_PAIRS]
+    if not pairs:
+        seen = ", ".join(f"{a} with {b}: {moments.count(a, b)}" for a, b in combinations(moments.modalities, 2))
+        raise UsageError(
+            f"maps are learned from records that have two modalities, at least {_MIN_PAIRS} of them that are not held "
+            f"out; here are {seen}. Give such records, or the maps of another data set with --maps"
+        )
     return sorted({name for pair in pairs for name in pair})
 
 
-def _map(directions: Matrix, total: Moments, name: str, scale: Matrix, input: Space, output: Space) -> LinearMap:
-    weight = (directions / scale[:, None]).T
-    bias = -weight @ total.mean(name)
-    return LinearMap(weight.astype(np.float32), bias.astype(np.float32), input, output)
+def _map(
+    found: _Fitted, components: Components, name: str, input: Space, output: Space, lift: Lift | None
+) -> LinearMap:
+    inner = found.directions[name] @ found.matrices[name].astype(np.float64)[:, : output.dim]
+    weight = (components.bases[name] @ inner).T
+    bias = -weight @ components.means[name]
+    spectrum = None if found.spectrum is None else found.spectrum[: output.dim]
+    return LinearMap(weight.astype(np.float32), bias.astype(np.float32), input, output, Scoring(spectrum), lift)
 
 
-def _merge(several: Sequence[Moments]) -> Moments:
-    return reduce(Moments.merge, several)
+def _canonical_report(ridges: Ridges, s: Matrix, trials: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"ridge": ridges, "correlations": [round(float(value), 6) for value in s], "trials": trials}
+
+
+def _spread(pairs: Pairs, count: int) -> Pairs:
+    """At most so many of the records, evenly spread."""
+    if len(pairs) <= count:
+        return pairs
+    return pairs.take(np.linspace(0, len(pairs) - 1, count).astype(np.intp))
+
+
+def _same(ridge: float, modalities: Sequence[str]) -> Ridges:
+    return dict.fromkeys(modalities, ridge)
+
+
+def _width(directions: Directions) -> int:
+    return int(next(iter(directions.values())).shape[1])
+
+
+def _diagonals(directions: Directions, weights: Matrix) -> dict[str, NDArray[np.float32]]:
+    return {name: np.diag(weights).astype(np.float32) for name in directions}
 
 
 def _non_increasing(values: Matrix) -> Matrix:

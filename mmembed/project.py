@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from mmembed.config import FitConfig, ProjectConfig
+from mmembed.config import ProjectConfig
 from mmembed.dataset import Dataset
 from mmembed.features import read_records
 from mmembed.linear import LinearMap
 from mmembed.shards import fingerprint, read_footer, read_table, shard_path, write_table
-from mmembed.splits import group_of, split_of
+from mmembed.splits import Groups, split_of
 from mmembed.tables import embeddings_schema, metadata_column, vectors_from_arrow, vectors_to_arrow
 from mmembed.types import Space
 
-VERSION = "1"
+GROUPS = "maps/groups.json"
+"""Which records stay on one side of the split."""
+
+VERSION = "2"
 """Of the way embeddings are made: a change of it needs another one, so that what was made before is made again."""
 
 
@@ -28,7 +32,8 @@ def embeddings_table(
     records: Mapping[str, Mapping[str, Any]],
     kinds: Mapping[str, str],
     dtype: str,
-    split: FitConfig,
+    groups: Groups,
+    holdout: float,
 ) -> pa.Table:
     """The embeddings of a unit's features of one modality, a row a segment, in the same order.
 
@@ -36,11 +41,11 @@ def embeddings_table(
         space: of the features.
         records: what the user gave, by id and key.
         kinds: of the metadata's columns, see `mmembed.tables.metadata_kinds`.
-        split: says which records are held out.
+        groups: of the records, of which a share `holdout` is held out.
     """
     schema = embeddings_schema(linear_map.output.dim, dtype, kinds)
     ids = features.column("id").to_pylist()
-    splits = [split_of(group_of(id, records[id], split.group_column), split.holdout) for id in ids]
+    splits = [split_of(groups.of(id, records[id]), holdout) for id in ids]
     vectors = linear_map.apply(vectors_from_arrow(features.column("feature")), space)
     columns = {name: features.column(name) for name in ("id", "segment", "span", "media")}
     columns["split"] = pa.array(splits, pa.string())
@@ -63,7 +68,8 @@ class ProjectUnit:
     marks: Mapping[str, str]
     kinds: Mapping[str, str]
     config: ProjectConfig
-    split: FitConfig
+    groups: Groups
+    holdout: float
 
     def __call__(self, number: int) -> None:
         ids, records = read_records(self.dataset, number)
@@ -76,7 +82,8 @@ class ProjectUnit:
                 dict(zip(ids, records, strict=True)),
                 self.kinds,
                 self.config.dtype,
-                self.split,
+                self.groups,
+                self.holdout,
             )
             path = shard_path(f"embeddings/{name}", number)
             write_table(self.dataset.root / path, table, self.footer(name, number, table.num_rows))
@@ -91,6 +98,11 @@ class ProjectUnit:
         """The rows of a file of embeddings that is done, None of one that is missing or stale."""
         found = read_footer(self.dataset.root / shard_path(f"embeddings/{name}", number))
         return found["rows"] if found and found == self.footer(name, number, found["rows"]) else None
+
+
+def load_groups(dataset: Dataset) -> Groups:
+    """What stayed on one side when the maps of a data set were learned."""
+    return Groups(**json.loads(dataset.read(GROUPS)))
 
 
 def load_maps(dataset: Dataset) -> dict[str, LinearMap]:

@@ -76,6 +76,12 @@ def _example(row: Mapping[str, Any]) -> str:
     return f"{row['source']}{f' ({what})' if what else ''}: {row['message']}{attempts}"
 
 
+def decisions(fit: Mapping[str, Any]) -> list[str]:
+    """What the fit decided by itself, a line each."""
+    lines = [f"{what}: {fit[what]['decision']}" for what in ("lift", "refinement") if what in fit]
+    return [*lines, fit["decision"]] if "decision" in fit else lines
+
+
 def leavings(dataset: Dataset) -> list[str]:
     """What was left out on purpose, by kind and rule, each with one example; a line each."""
     counts: Counter[str] = Counter()

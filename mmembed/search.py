@@ -18,8 +18,8 @@ import mmembed.config
 from mmembed.dataset import Dataset
 from mmembed.encoders import Encoder
 from mmembed.errors import DatasetError, UsageError
-from mmembed.index import open_modality
-from mmembed.linear import LinearMap, normalize_rows
+from mmembed.index import entry_of, open_modality, query_rows, scoring_of
+from mmembed.linear import LinearMap
 from mmembed.modalities import Modality
 from mmembed.shards import read_table
 from mmembed.steps import encode_segments, normalize_segments, segment_records
@@ -66,16 +66,31 @@ class Query:
         return cls({name: value for name, value in media.items() if value is not None}, id)
 
 
+@dataclass(frozen=True, eq=False)
+class Embedded:
+    """A query in the shared space.
+
+    Attributes:
+        vector: float32 (k,).
+        shares: how much of it is of each modality, 1 in all.
+    """
+
+    vector: NDArray[np.float32]
+    shares: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Searcher:
     """Answers queries about one data set; an index is opened at its first use and kept.
 
     Attributes:
         encoders: by modality, how a query becomes a feature; they must be those that the data set was made with.
+        config: that the data set was made with.
     """
 
     dataset: Dataset
     encoders: Mapping[str, tuple[Modality, Encoder]]
+    config: mmembed.config.Config = mmembed.config.Config()
     _indexes: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
@@ -88,14 +103,14 @@ class Searcher:
         """
         dataset = Dataset.open(root)
         config = mmembed.config.from_json(mmembed.config.Config(), dict(dataset.config))
-        return cls(dataset, mmembed.config.modalities(config.extract))
+        return cls(dataset, mmembed.config.modalities(config.extract), config)
 
     def search(self, query: Query, to: str = ANY, k: int = 10) -> list[Neighbour]:
         """The k segments nearest to a query, best first; fewer where there are fewer.
 
-        Scores are exact inner products. With to="any" those of all modalities are merged as they are: segments of
-        the query's own modality tend to score higher than equally fitting ones of another (the "modality gap"), so
-        ask for one modality to see its best.
+        Scores are exact inner products, with the candidate's own term where the data set has one. With to="any" those
+        of all modalities are merged as they are: segments of the query's own modality tend to score higher than equally
+        fitting ones of another (the "modality gap"), so ask for one modality to see its best.
 
         Args:
             to: the modality of the answers, or "any". A record that is the query is not among its own answers.
@@ -109,8 +124,8 @@ class Searcher:
             raise UsageError(f"k = {k}: must be at least 1")
         targets = self._targets(to)
         own = {} if query.id is None else self._rows_of(query.id)
-        vector = self._record_vector(own) if own else self._media_vector(query)
-        hits = [hit for modality in targets for hit in self._hits(vector, modality, own.get(modality, []), k)]
+        asked = self._of_record(own) if own else self.embed(query)
+        hits = [hit for modality in targets for hit in self._hits(asked, modality, own.get(modality, []), k)]
         return self._neighbours(sorted(hits, key=lambda hit: (-hit[0], *hit[1:]))[:k])
 
     @property
@@ -131,18 +146,42 @@ class Searcher:
             raise UsageError(f"{self.dataset.root} has no embeddings of {to!r}: ask for {', '.join([*known, ANY])}")
         return known if to == ANY else [to]
 
-    def _media_vector(self, query: Query) -> NDArray[np.float32]:
-        """The embedding (k,) of a medium: the mean over its segments, of unit length."""
+    def embed(self, query: Query) -> Embedded:
+        """The embedding of a query that is a medium: the mean over its segments.
+
+        Raises:
+            UsageError: it can't be read, decoded or mapped.
+        """
         ((modality, media),) = query.media.items()
+        linear_map = self.map_of(modality)
+        embeddings = linear_map.apply(self._features(modality, media), self.encoders[modality][1].space)
+        return Embedded(self._mean(embeddings), {modality: 1.0})
+
+    def unit_of(self, id: str) -> int:
+        """The number of the unit that a record was extracted in.
+
+        Raises:
+            UsageError: nothing of such a record was embedded.
+        """
+        modality, (row, *_) = next(iter(self._rows_of(id).items()))
+        ends = np.cumsum([file.rows or 0 for file in self.dataset.below(f"embeddings/{modality}").values()])
+        return int(np.searchsorted(ends, row, side="right"))
+
+    def map_of(self, modality: str) -> LinearMap:
+        """The map of a modality, checked against its encoder and the embeddings.
+
+        Raises:
+            UsageError: there is none.
+            SpaceError: it is of another space than the encoder or the embeddings.
+        """
         extracted, mapped = self.dataset.modalities("extract"), self.dataset.modalities("fit")
         if modality not in extracted or modality not in mapped:
             raise UsageError(f"{self.dataset.root} has no map of {modality} queries: ask with {', '.join(mapped)}")
-        space = self.encoders[modality][1].space
-        extracted[modality].check(space, f"the {modality} query")
+        extracted[modality].check(self.encoders[modality][1].space, f"the {modality} query")
         path = f"maps/{modality}.safetensors"
         linear_map = LinearMap.from_bytes(self.dataset.read(path))
         self._space.check(linear_map.output, str(self.dataset.root / path))
-        return _mean(linear_map.apply(self._features(modality, media), space))
+        return linear_map
 
     def _features(self, modality: str, media: Media) -> NDArray[np.float32]:
         """Features (segments, d) of a medium, by the very steps that made the data set's."""
@@ -157,10 +196,16 @@ class Searcher:
                 features += [segment.data for segment in encoded.items]
         return np.stack(features)
 
-    def _record_vector(self, rows: Mapping[str, Sequence[int]]) -> NDArray[np.float32]:
-        """The embedding (k,) of a record: the mean over its modalities of the means over their segments."""
+    def _of_record(self, rows: Mapping[str, Sequence[int]]) -> Embedded:
+        """The embedding of a record: the mean over its modalities of the means over their segments."""
         tables = [self._table(modality, numbers) for modality, numbers in rows.items()]
-        return _mean(np.stack([_mean(vectors_from_arrow(table["embedding"])) for table in tables]))
+        means = np.stack([self._mean(vectors_from_arrow(table["embedding"])) for table in tables])
+        return Embedded(self._mean(means), dict.fromkeys(rows, 1 / len(rows)))
+
+    def _mean(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The mean (k,) of embeddings (n, k), as an embedding."""
+        mean: NDArray[np.float32] = scoring_of(self.dataset).means(embeddings, np.zeros(1, np.int64))[0]
+        return mean
 
     def _rows_of(self, id: str) -> dict[str, list[int]]:
         """Row numbers of a record's segments by modality. Only id columns are read, and unchecked: what is used of the
@@ -179,14 +224,14 @@ class Searcher:
             raise UsageError(f"{self.dataset.root} has no embeddings of a record with the id {id!r}")
         return found
 
-    def _hits(
-        self, vector: NDArray[np.float32], modality: str, without: Sequence[int], k: int
-    ) -> list[tuple[float, str, int]]:
+    def _hits(self, asked: Embedded, modality: str, without: Sequence[int], k: int) -> list[tuple[float, str, int]]:
         """(score, modality, row) of the k best rows, ties by row number, without some rows."""
         self.dataset.modalities("project")[modality].check(self._space, "the query")
         if modality not in self._indexes:
             self._indexes[modality] = open_modality(self.dataset, modality)
         index = self._indexes[modality]
+        columns = entry_of(self.dataset, modality)["terms"]
+        query = query_rows(asked.vector[np.newaxis], asked.shares, columns)
         needed = min(k + len(without), index.ntotal)
         if needed == 0:
             return []
@@ -194,7 +239,7 @@ class Searcher:
         while True:
             # FAISS keeps any of the rows that tie for the last place: ask for more until the tie is seen whole.
             fetched = min(2 * fetched, index.ntotal)
-            scores, rows = (found[0] for found in index.search(vector[np.newaxis], fetched))
+            scores, rows = (found[0] for found in index.search(query, fetched))
             if fetched == index.ntotal or scores[-1] < scores[needed - 1]:
                 break
         best = [i for i in np.lexsort((rows, -scores)) if rows[i] not in without][:k]
@@ -229,12 +274,6 @@ class Searcher:
             for owner in np.unique(owners)
         ]
         return pa.concat_tables(parts).take(pa.array(np.searchsorted(ascending, rows)))
-
-
-def _mean(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The mean of vectors (n, k), of unit length."""
-    mean: NDArray[np.float32] = normalize_rows(vectors.mean(axis=0, keepdims=True))[0]
-    return mean
 
 
 def _positions(path: Path, id: str) -> list[int]:

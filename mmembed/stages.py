@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,8 +23,10 @@ from mmembed.extraction import Extraction, refuse_other_configuration
 from mmembed.features import unit_files
 from mmembed.files import is_url
 from mmembed.progress import Counts, Progress
-from mmembed.report import failures, ignored
+from mmembed.project import GROUPS
+from mmembed.report import decisions, failures, ignored
 from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
+from mmembed.splits import Groups, twins
 from mmembed.tables import merge_kinds
 from mmembed.types import Unit
 
@@ -62,7 +64,7 @@ def build(input: str, root: Path, config: Config, engine: Engine, request: Reque
     dataset = fit(dataset, config, engine)
     dataset = project(dataset, config, engine)
     dataset = index(dataset, config, engine)
-    return evaluate(dataset)
+    return evaluate(dataset, config)
 
 
 def extract(input: str, dataset: Dataset, config: Config, engine: Engine, request: Request = Request()) -> Dataset:
@@ -155,7 +157,10 @@ def with_maps(config: Config, root: Path) -> Config:
     other = Dataset.open(maps)
     fitted = from_json(Config(), dict(other.config)).fit
     dim = other.stage("fit").summary["output"]["dim"]
-    taken = FitConfig(dim=dim, holdout=fitted.holdout, group_column=fitted.group_column, maps=str(maps))
+    taken = replace(
+        FitConfig(), dim=dim, holdout=fitted.holdout, group_column=fitted.group_column, group_media=fitted.group_media
+    )
+    taken = replace(taken, maps=str(maps))
     return replace(config, fit=taken)
 
 
@@ -169,11 +174,11 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     config = with_maps(config, dataset.root)
     if config.fit.maps:
         return _take_maps(dataset, config, Dataset.open(Path(config.fit.maps)))
-    from mmembed.fit import MOMENTS, VERSION, AccumulateBlock, ReadMoments, WriteMaps
+    from mmembed.fit import MOMENTS, VERSION, AccumulateBlock, ReadMoments, WriteMaps, sample_share
 
     spaces = dataset.modalities("extract")
     inputs = _checksums(dataset, "features", "records")
-    _check_group_column(dataset, config.fit.group_column)
+    _check_columns(dataset, config.fit)
     mark = fingerprint(VERSION, inputs, to_json(config.fit))
     if dataset.is_done("fit", mark):
         say("fit: up to date")
@@ -185,8 +190,11 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     size = max(_BLOCK_UNITS, -(-len(numbers) // _MAX_BLOCKS))
     starts = range(0, len(numbers), size)
     blocks = [(block, tuple(numbers[start : start + size])) for block, start in enumerate(starts)]
+    groups = _groups(dataset, config.fit)
+    write_json(dataset.root / GROUPS, asdict(groups))
+    share = sample_share(dataset.stage("extract").summary["records"], [space.dim for space in spaces.values()])
     transform = FitMaps(
-        AccumulateBlock(dataset, tuple(spaces), config.fit),
+        AccumulateBlock(dataset, tuple(spaces), config.fit, groups, share),
         ReadMoments(dataset.root),
         WriteMaps(dataset.root, spaces, config.fit, mark),
     )
@@ -196,25 +204,32 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         shutil.rmtree(dataset.root / MOMENTS, ignore_errors=True)
 
     report = json.loads((dataset.root / "maps" / "fit.json").read_text("utf-8"))
-    files = {f"maps/{name}.safetensors": None for name in report["modalities"]} | {"maps/fit.json": None}
+    files = dict.fromkeys([*(f"maps/{name}.safetensors" for name in report["modalities"]), "maps/fit.json", GROUPS])
     summary = {
         "spaces": {name: asdict(spaces[name]) for name in report["modalities"]},
         "output": report["output"],
+        "spectrum": report["spectrum"],
         "pairs": report["pairs"],
     }
-    did = f"fit: {', '.join(report['modalities'])} into {report['output']['dim']} dimensions, pairs {_pairs(report)}"
+    did = (
+        f"fit: {', '.join(report['modalities'])} into {report['output']['dim']} dimensions by {report['method']}, "
+        f"pairs {_pairs(report)}"
+    )
     dataset = _commit(dataset, config, "fit", mark, files, summary, ("maps",), did)
     say(did)
+    for line in decisions(report):
+        say(f"fit: {line}")
     return dataset
 
 
 def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     """Features to embeddings/."""
-    from mmembed.project import VERSION, ProjectUnit, load_maps
+    from mmembed.project import VERSION, ProjectUnit, load_groups, load_maps
 
     maps = load_maps(dataset)
     kinds = dataset.stage("extract").summary["kinds"]
-    split = (config.fit.holdout, config.fit.group_column)
+    groups = load_groups(dataset)
+    split = (config.fit.holdout, dataset.files[GROUPS].sha256)
     marks = {
         name: fingerprint(
             VERSION, dataset.files[f"maps/{name}.safetensors"].sha256, to_json(config.project), split, kinds
@@ -226,7 +241,7 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         say("project: up to date")
         return dataset
     dataset = dataset.begin("project")
-    unit = ProjectUnit(dataset, maps, marks, kinds, config.project, config.fit)
+    unit = ProjectUnit(dataset, maps, marks, kinds, config.project, groups, config.fit.holdout)
     numbers = _numbers(dataset)
     todo = [number for number in numbers if any(unit.rows(name, number) is None for name in maps)]
     if todo:
@@ -260,15 +275,15 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     from mmembed.index import VERSION, WriteIndex, index_entry
 
     names = list(dataset.modalities("project"))
-    mark = fingerprint(VERSION, _checksums(dataset, "embeddings"))
+    mark = fingerprint(VERSION, _checksums(dataset, "embeddings"), to_json(config.index))
     if dataset.is_done("index", mark):
         say("index: up to date")
         return dataset
     dataset = dataset.begin("index")
     from mmembed.transforms import BuildIndex
 
-    _run("BuildIndex", names, BuildIndex(WriteIndex(dataset)), replace(engine, workers=1))
-    entries = {name: index_entry(dataset, name) for name in names}
+    _run("BuildIndex", names, BuildIndex(WriteIndex(dataset, config.index.hubness)), replace(engine, workers=1))
+    entries = {name: index_entry(dataset, name, config.index.hubness) for name in names}
     write_json(dataset.root / "index" / "index.json", entries)
     files = {f"index/{name}.faiss": entry["rows"] for name, entry in entries.items()} | {"index/index.json": None}
     rows = {name: entry["rows"] for name, entry in entries.items()}
@@ -278,22 +293,22 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     return dataset
 
 
-def evaluate(dataset: Dataset) -> Dataset:
+def evaluate(dataset: Dataset, config: Config) -> Dataset:
     """Embeddings of held-out records to evaluation.json, and the dataset card README.md."""
     from mmembed.evaluate import VERSION, format_table
     from mmembed.evaluate import evaluate as measure
 
-    mark = fingerprint(VERSION, _checksums(dataset, "features", "embeddings"))
+    mark = fingerprint(VERSION, _checksums(dataset, "features", "embeddings", "index"), to_json(config.evaluate))
     if dataset.is_done("evaluate", mark):
         say("evaluate: up to date")
         return dataset
     dataset = dataset.begin("evaluate")
-    result = measure(dataset)
+    result = measure(dataset, config.evaluate.label_column)
     write_json(dataset.root / EVALUATION, result)
     write_bytes(dataset.root / CARD, dataset_card(dataset, format_table(result)).encode())
     folders = (EVALUATION, CARD)
     did = f"evaluate: {len(result['rows'])} pairs of modalities"
-    return _commit(dataset, None, "evaluate", mark, dict.fromkeys(folders), {}, folders, did)
+    return _commit(dataset, config, "evaluate", mark, dict.fromkeys(folders), {}, folders, did)
 
 
 def _run(stage: str, elements: Sequence[Any], transform: beam.PTransform, engine: Engine) -> None:
@@ -330,7 +345,7 @@ def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
     """The maps of another data set, byte for byte: vectors of both then live in one space."""
     theirs, ours = other.modalities("fit"), dataset.modalities("extract")
     names = [name for name in theirs if name in ours]
-    files = [f"maps/{name}.safetensors" for name in names] + ["maps/fit.json"]
+    files = [*(f"maps/{name}.safetensors" for name in names), "maps/fit.json", GROUPS]
     mark = fingerprint("maps of another data set", {path: other.files[path].sha256 for path in files})
     if dataset.is_done("fit", mark):
         say("fit: up to date")
@@ -349,12 +364,29 @@ def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
     return dataset
 
 
-def _check_group_column(dataset: Dataset, key: str) -> None:
-    """Raise UsageError for a key that no record has: near twins would silently end up on both sides of the split."""
+def _check_columns(dataset: Dataset, config: FitConfig) -> None:
+    """Raise UsageError for a key that no record has: near twins would silently end up on both sides of the split, and
+    weights would change nothing."""
     summary = dataset.stage("extract").summary
     known = list(dict.fromkeys(["id", *summary["columns"], *summary["kinds"]]))
-    if key and key not in known:
-        raise UsageError(f"no record has the group column {key!r}; their keys are {', '.join(known)}")
+    for what, key in (("group column", config.group_column), *(("weight", key) for key, _ in config.weights)):
+        if key and key not in known:
+            raise UsageError(f"no record has the {what} {key!r}; their keys are {', '.join(known)}")
+
+
+def _groups(dataset: Dataset, config: FitConfig) -> Groups:
+    """Which records stay on one side of the split: those of equal group, and those that share a medium."""
+    plain = Groups(config.group_column)
+    return replace(plain, twins=twins(_media_of_groups(dataset, plain))) if config.group_media else plain
+
+
+def _media_of_groups(dataset: Dataset, groups: Groups) -> Iterator[tuple[str, str]]:
+    for _, table in dataset.tables("records"):
+        records = table["record"].to_pylist() if groups.column else ["{}"] * table.num_rows
+        for id, record, media in zip(table["id"].to_pylist(), records, table["media"].to_pylist(), strict=True):
+            group = groups.of(id, json.loads(record))
+            for medium in media:
+                yield group, f"{medium['modality']}:{medium['content_hash']}"
 
 
 def _extract_summary(

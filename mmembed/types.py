@@ -262,7 +262,7 @@ class Neighbour:
     """One answer to a query.
 
     Attributes:
-        score: inner product of two L2-normalized embeddings, 1 is best.
+        score: inner product of two L2-normalized embeddings, 1 is best; unbounded with --fit pmi.
         rank: 1, 2, …
         media: the piece of text, or the path of the file.
     """

@@ -16,6 +16,7 @@ from mmembed.config import Config, to_json
 from mmembed.dataset import Dataset, Stage, describe
 from mmembed.index import ENTRIES, build_modality
 from mmembed.linear import LinearMap, normalize_rows
+from mmembed.project import GROUPS
 from mmembed.shards import shard_path, write_bytes, write_json, write_table
 from mmembed.splits import HELD_OUT, TRAIN
 from mmembed.tables import (
@@ -161,11 +162,13 @@ def _fit(dataset: Dataset, modalities: Sequence[str], dim: int) -> Dataset:
         identity = LinearMap(np.eye(dim, dtype=np.float32), np.zeros(dim, np.float32), input_space(name, dim), output)
         write_bytes(dataset.root / f"maps/{name}.safetensors", identity.to_bytes())
     write_json(dataset.root / "maps/fit.json", {"modalities": list(modalities)})
-    paths = [*(f"maps/{name}.safetensors" for name in modalities), "maps/fit.json"]
+    write_json(dataset.root / GROUPS, {"column": "", "twins": {}})
+    paths = [*(f"maps/{name}.safetensors" for name in modalities), "maps/fit.json", GROUPS]
     summary = {
         "folders": ["maps"],
         "spaces": {name: asdict(input_space(name, dim)) for name in modalities},
         "output": asdict(output),
+        "spectrum": None,
     }
     return dataset.commit(
         "fit", Stage("f", summary), {path: describe(dataset.root, path) for path in paths}, "made by hand"
@@ -219,7 +222,7 @@ def _project(
 def _index(dataset: Dataset) -> Dataset:
     entries = {}
     for name in dataset.modalities("project"):
-        data, entries[name] = build_modality(dataset, name)
+        data, entries[name] = build_modality(dataset, name, "none")
         write_bytes(dataset.root / entries[name]["file"], data)
     write_json(dataset.root / ENTRIES, entries)
     files = {entry["file"]: describe(dataset.root, entry["file"], entry["rows"]) for entry in entries.values()}

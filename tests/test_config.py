@@ -6,7 +6,17 @@ from typing import Any
 
 import pytest
 
-from mmembed.config import Config, ExtractConfig, FitConfig, ProjectConfig, from_file, from_json, modalities, to_json
+from mmembed.config import (
+    Config,
+    ExtractConfig,
+    FitConfig,
+    IndexConfig,
+    ProjectConfig,
+    from_file,
+    from_json,
+    modalities,
+    to_json,
+)
 from mmembed.engine import Engine
 from mmembed.errors import UsageError
 
@@ -31,7 +41,7 @@ def test_a_file_changes_what_it_names_and_leaves_the_rest(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("[fit]\ndimension = 16", r"unknown configuration key 'fit.dimension'; known here: dim, holdout"),
+        ("[fit]\ndimension = 16", r"unknown configuration key 'fit.dimension'; known here: fit, dim"),
         ("[fits]\ndim = 16", r"unknown configuration key 'fits'; known here: extract, fit, project"),
         ("[extract.image]\nsise = 16", "unknown configuration key 'extract.image.sise'"),
         ("fit = 3", "fit needs a table of keys, not 3"),
@@ -63,7 +73,15 @@ def test_a_file_that_cannot_be_read_is_a_usage_error(tmp_path: Path) -> None:
     "kind, values, message",
     [
         (ExtractConfig, {"unit_records": 0}, "unit_records = 0: must be at least 1"),
-        (FitConfig, {"dim": 0}, "dim = 0: must be at least 1"),
+        (FitConfig, {"dim": -1}, "dim = -1: must be at least 0"),
+        (FitConfig, {"fit": "lda"}, "fit = 'lda': must be one of cca, pmi, ridge, procrustes, pls, identity"),
+        (FitConfig, {"refine": "sgd"}, "refine = 'sgd': must be one of auto, none, softmax, sigmoid, triplet"),
+        (FitConfig, {"fit": "identity", "refine": "softmax"}, "keeps the features as they are"),
+        (FitConfig, {"lift": "yes"}, "lift = 'yes': must be auto or none"),
+        (FitConfig, {"count": "all"}, "count = 'all': must be records or segments"),
+        (FitConfig, {"weight": ("source:2",)}, "weight = 'source:2': must be KEY=VALUE:NUMBER"),
+        (FitConfig, {"weight": ("source=web:1.2.3",)}, "must be KEY=VALUE:NUMBER"),
+        (IndexConfig, {"hubness": "yes"}, "hubness = 'yes': must be none or csls"),
         (FitConfig, {"holdout": 1.0}, "holdout = 1.0: must be at least 0 and below 1"),
         (FitConfig, {"holdout": -0.1}, "holdout"),
         (FitConfig, {"holdout": float("nan")}, "holdout"),

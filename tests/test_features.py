@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from dataset_builder import build, random_rows
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from mmembed import features, signatures
 from mmembed.errors import DatasetError, MmembedError
@@ -17,7 +15,6 @@ from mmembed.features import (
     Contents,
     Marks,
     leave_out,
-    pool,
     read_receipt,
     read_unit,
     unchanged,
@@ -224,28 +221,18 @@ def test_a_retry_writes_the_same_bytes(tmp_path: Path) -> None:
         assert (tmp_path / "b" / path.relative_to(tmp_path / "a")).read_bytes() == path.read_bytes()
 
 
-@settings(deadline=None, max_examples=60)
-@given(st.lists(st.integers(0, 5), max_size=20), st.integers(0, 1000))
-def test_pooled_rows_are_the_means_of_their_segments(rows: list[int], seed: int) -> None:
-    vectors = np.random.default_rng(seed).normal(size=(len(rows), 3)).astype(np.float32)
-    pooled, present = pool(vectors, np.array(rows, np.intp), 6)
-    for row in range(6):
-        mine = [vector.astype(float) for vector, owner in zip(vectors, rows) if owner == row]
-        assert present[row] == bool(mine)
-        np.testing.assert_allclose(pooled[row], np.mean(mine, axis=0) if mine else np.zeros(3), rtol=1e-12, atol=1e-15)
-
-
 def test_a_unit_is_read_back_pooled_by_record(tmp_path: Path) -> None:
     rows = random_rows(6, ["image", "text"], 3)
     rows[1] = replace(rows[1], vectors={"text": rows[1].vectors["text"]})
     dataset = build(tmp_path, rows, dim=3, unit=6, until="extract")
     unit = read_unit(dataset, 0, ["image", "text"])
     assert unit.ids == [row.id for row in rows]
-    assert unit.present["image"].tolist() == [True, False, True, True, True, True]
-    assert not unit.pooled["image"][1].any()
+    assert unit.views["image"].present.tolist() == [True, False, True, True, True, True]
+    assert not unit.views["image"].means[1].any()
     stored = read_table(dataset.read("features/text/part-00000.parquet")).to_pylist()
     mine = [row["feature"] for row in stored if row["id"] == "r003"]
-    np.testing.assert_allclose(unit.pooled["text"][3], np.mean(mine, axis=0), rtol=1e-12)
+    np.testing.assert_allclose(unit.views["text"].means[3], np.mean(mine, axis=0), rtol=1e-12)
+    assert unit.media["image"][1] == 0 and len(set(unit.media["image"].tolist())) == 6
 
 
 def test_a_changed_file_is_not_read(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def dataset(tmp_path: Path) -> Dataset:
 def test_the_index_finds_what_a_comparison_with_every_row_finds() -> None:
     random = np.random.default_rng(1)
     vectors, query = random.normal(size=(500, 6)).astype(np.float32), random.normal(size=(3, 6)).astype(np.float32)
-    scores, rows = open_index(build_index([vectors], vectors.shape[1]), SPACE, 500).search(query, 7)
+    scores, rows = open_index(build_index([vectors], vectors.shape[1]), SPACE.dim, 500).search(query, 7)
     expected = np.argsort(-(query @ vectors.T), axis=1)[:, :7]
     assert (rows == expected).all()
     np.testing.assert_allclose(scores, np.take_along_axis(query @ vectors.T, expected, 1), rtol=1e-5)
@@ -56,13 +56,13 @@ def test_ids_are_row_numbers_in_file_order(dataset: Dataset) -> None:
 def test_write_index_writes_what_build_modality_gives_after_a_trip_to_a_worker(dataset: Dataset) -> None:
     path = dataset.root / index_path("text")
     path.unlink()
-    pickle.loads(pickle.dumps(WriteIndex(dataset)))("text")
-    assert path.read_bytes() == build_modality(dataset, "text")[0]
+    pickle.loads(pickle.dumps(WriteIndex(dataset, "none")))("text")
+    assert path.read_bytes() == build_modality(dataset, "text", "none")[0]
 
 
 def test_a_modality_without_rows_has_an_empty_index(tmp_path: Path) -> None:
     dataset = build(tmp_path, random_rows(3, ["image"], 6))
-    assert index_entry(dataset, "text")["rows"] == 0
+    assert index_entry(dataset, "text", "none")["rows"] == 0
     assert open_modality(dataset, "text").ntotal == 0
 
 
@@ -71,7 +71,7 @@ def test_a_modality_without_rows_has_an_empty_index(tmp_path: Path) -> None:
 )
 def test_bytes_that_are_no_index_are_refused(data: bytes) -> None:
     with pytest.raises(DatasetError, match="mmembed index"):
-        open_index(data, SPACE, 6)
+        open_index(data, SPACE.dim, 6)
 
 
 def test_an_index_of_another_kind_is_refused() -> None:
@@ -79,13 +79,13 @@ def test_an_index_of_another_kind_is_refused() -> None:
 
     other = faiss.serialize_index(faiss.IndexFlatL2(6)).tobytes()
     with pytest.raises(DatasetError, match="IndexFlatL2, not an IndexFlatIP"):
-        open_index(other, SPACE, 0)
+        open_index(other, SPACE.dim, 0)
 
 
 @pytest.mark.parametrize(("dim", "rows"), [(6, 5), (5, 6)])
 def test_an_index_of_another_size_is_refused(dim: int, rows: int) -> None:
     with pytest.raises(DatasetError, match="6 vectors of dimension 6"):
-        open_index(build_index([np.eye(6, dtype=np.float32)], 6), Space("s", "1", dim), rows)
+        open_index(build_index([np.eye(6, dtype=np.float32)], 6), dim, rows)
 
 
 def test_an_index_of_other_embeddings_is_refused(dataset: Dataset) -> None:
@@ -97,7 +97,7 @@ def test_an_index_of_other_embeddings_is_refused(dataset: Dataset) -> None:
 
 
 def test_an_index_of_another_space_is_refused(dataset: Dataset) -> None:
-    entries = {name: index_entry(dataset, name) for name in ("image", "text")}
+    entries = {name: index_entry(dataset, name, "none") for name in ("image", "text")}
     entries["image"]["space"] = asdict(Space("test-shared", "2", 6))
     write_json(dataset.root / ENTRIES, entries)
     changed = replace(dataset, files={**dataset.files, ENTRIES: describe(dataset.root, ENTRIES)})

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from mmembed.errors import DatasetError, SpaceError
-from mmembed.linear import LinearMap, normalize_rows
+from mmembed.linear import Lift, LinearMap, Scoring, normalize_rows
 from mmembed.types import Space
 
 INPUT, OUTPUT = Space("in", "1", 4), Space("out", "1", 3)
@@ -103,3 +103,35 @@ def test_a_map_whose_shape_is_not_that_of_its_spaces_is_refused() -> None:
         LinearMap(np.ones((4, 3), np.float32), np.ones(3, np.float32), INPUT, OUTPUT)
     with pytest.raises(ValueError, match="don't map"):
         LinearMap(np.ones((3, 4), np.float32), np.ones(4, np.float32), INPUT, OUTPUT)
+
+
+def test_a_mean_of_embeddings_is_one_again() -> None:
+    rows = normalize_rows(np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32))
+    starts = np.array([0, 2, 3])
+    means = Scoring().means(rows, starts)
+    np.testing.assert_allclose(means[0], normalize_rows(rows[:2].mean(axis=0, keepdims=True))[0], rtol=1e-5)
+    plain = Scoring(np.full(3, 0.5, np.float32)).means(rows, starts)
+    np.testing.assert_allclose(plain[2], rows[3:].mean(axis=0), rtol=1e-5)
+
+
+def test_a_map_with_a_spectrum_and_a_lift_comes_back_and_gives_what_its_formula_says() -> None:
+    random = np.random.default_rng(0)
+    lift = Lift(random.normal(size=(5, 4)).astype(np.float32), random.normal(size=5).astype(np.float32))
+    scoring = Scoring(np.array([0.9, 0.5], np.float32))
+    weight, bias = random.normal(size=(2, 9)).astype(np.float32), random.normal(size=2).astype(np.float32)
+    linear_map = LinearMap(weight, bias, Space("in", "1", 4), Space("out", "1", 2), scoring, lift)
+    back = LinearMap.from_bytes(linear_map.to_bytes())
+    assert back.to_bytes() == linear_map.to_bytes()
+    x = random.normal(size=(6, 4)).astype(np.float32)
+    lifted = np.hstack([x, np.cos(x @ lift.frequencies.T + lift.phases)])
+    np.testing.assert_allclose(back.apply(x, Space("in", "1", 4)), lifted @ weight.T + bias, rtol=1e-4, atol=1e-5)
+    z = back.apply(x, Space("in", "1", 4))
+    terms = scoring.terms(z)
+    assert terms is not None
+    np.testing.assert_allclose(terms, -(0.9 * z[:, 0] ** 2 + 0.5 * z[:, 1] ** 2) / 2, rtol=1e-5)
+    assert Scoring().terms(z) is None
+    with pytest.raises(ValueError, match="a spectrum"):
+        LinearMap(weight, bias, Space("in", "1", 4), Space("out", "1", 2), Scoring(np.ones(3, np.float32)), lift)
+    wrong = Lift(lift.frequencies[:, :3], lift.phases)
+    with pytest.raises(ValueError, match="a lift"):
+        LinearMap(weight, bias, Space("in", "1", 4), Space("out", "1", 2), scoring, wrong)

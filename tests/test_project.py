@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from dataset_builder import build, input_space, random_rows
 
-from mmembed.config import FitConfig, ProjectConfig
+from mmembed.config import ProjectConfig
 from mmembed.dataset import Dataset
 from mmembed.errors import DatasetError, SpaceError
 from mmembed.features import read_records
 from mmembed.linear import LinearMap
 from mmembed.project import ProjectUnit, embeddings_table, load_maps
 from mmembed.shards import read_table
-from mmembed.splits import HELD_OUT, split_of
+from mmembed.splits import HELD_OUT, Groups, split_of
 from mmembed.tables import embeddings_schema, vectors_from_arrow
 from mmembed.types import Space
 
@@ -36,11 +36,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def project_unit(dataset: Dataset, **changes: Any) -> ProjectUnit:
     maps = load_maps(dataset)
-    unit = ProjectUnit(dataset, maps, {"image": "i", "text": "t"}, KINDS, ProjectConfig(), FitConfig(holdout=0.4))
+    unit = ProjectUnit(dataset, maps, {"image": "i", "text": "t"}, KINDS, ProjectConfig(), Groups(), 0.4)
     return replace(unit, **changes)
 
 
-def table(dataset: Dataset, dtype: str = "float32", split: FitConfig | None = None, **changes: Any) -> Any:
+def table(
+    dataset: Dataset, dtype: str = "float32", groups: Groups | None = None, holdout: float = 0.4, **changes: Any
+) -> Any:
     ids, records = read_records(dataset, 1)
     values = {
         "features": read_table(dataset.read(FEATURES)),
@@ -49,7 +51,8 @@ def table(dataset: Dataset, dtype: str = "float32", split: FitConfig | None = No
         "records": dict(zip(ids, records)),
         "kinds": KINDS,
         "dtype": dtype,
-        "split": split or FitConfig(holdout=0.4),
+        "groups": groups or Groups(),
+        "holdout": holdout,
     }
     return embeddings_table(**{**values, **changes})
 
@@ -87,7 +90,7 @@ def test_each_segment_carries_the_metadata_and_the_split_of_its_record(dataset: 
 
 
 def test_a_group_is_on_one_side_of_the_split(dataset: Dataset) -> None:
-    rows = table(dataset, split=FitConfig(holdout=0.4, group_column="family")).to_pylist()
+    rows = table(dataset, groups=Groups("family")).to_pylist()
     for family in ("[0]", "[1]"):
         assert {row["split"] for row in rows if row["metadata"]["family"] == family} == {split_of(family, 0.4)}
 
@@ -97,8 +100,8 @@ def test_without_metadata_there_is_no_such_column(dataset: Dataset) -> None:
 
 
 def test_nothing_is_held_out_with_a_share_of_zero(dataset: Dataset) -> None:
-    assert HELD_OUT in table(dataset, split=FitConfig(holdout=0.9))["split"].to_pylist()
-    assert HELD_OUT not in table(dataset, split=FitConfig(holdout=0.0))["split"].to_pylist()
+    assert HELD_OUT in table(dataset, holdout=0.9)["split"].to_pylist()
+    assert HELD_OUT not in table(dataset, holdout=0.0)["split"].to_pylist()
 
 
 def test_features_of_another_space_are_refused(dataset: Dataset) -> None:

@@ -46,6 +46,12 @@ class Numbers:
         for number, line in enumerate(decoded):
             yield (float(number), number + 1.0), line
 
+    def parts(self, content: Any) -> list[Span]:
+        return [(0.0, float(len(content)))]
+
+    def masked(self, content: Any, spans: Sequence[Span]) -> Any:
+        return content[:0] if spans else content
+
     def normalize(self, piece: str) -> NDArray[np.float32]:
         try:
             return np.array(piece.split(), np.float32)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmembed.splits import HELD_OUT, TRAIN, fold_of, group_of, position, split_of
+from mmembed.splits import HELD_OUT, TRAIN, Groups, fold_of, group_of, position, split_of, twins
 
 IDS = [f"r{number}" for number in range(5000)]
 
@@ -55,3 +55,24 @@ def test_records_of_one_group_are_on_one_side() -> None:
 )
 def test_a_group_is_the_column_or_without_one_the_id(record: dict[str, object], column: str, group: str) -> None:
     assert group_of("id", record, column) == group
+
+
+def test_groups_that_share_media_are_one_by_any_chain_of_them() -> None:
+    media = [("c", "x"), ("b", "x"), ("b", "y"), ("a", "y"), ("d", "z"), ("e", "w"), ("e", "w")]
+    assert twins(media) == twins(media[::-1]) == {"b": "a", "c": "a"}
+    assert twins([]) == {}
+
+
+def test_a_medium_that_many_have_is_a_label_and_binds_nothing() -> None:
+    label = [(f"r{number:03d}", "cat") for number in range(21)]
+    assert twins(label) == {}
+    assert len(twins(label[:20])) == 19
+    many = [(f"r{number:04d}", f"own {number}") for number in range(3000)]
+    assert len(twins([*many, *((group, "cat") for group, _ in many[:30])])) == 29  # 1 % of 3000
+
+
+def test_a_record_is_of_the_group_of_its_twins() -> None:
+    groups = Groups("family", {"felidae": "canidae"})
+    assert groups.of("r", {"family": "felidae"}) == "canidae"
+    assert groups.of("r", {"family": "ursidae"}) == "ursidae"
+    assert Groups(twins={"r2": "r1"}).of("r2", {}) == "r1"

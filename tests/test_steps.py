@@ -44,6 +44,12 @@ class Counter:
         if decoded.endswith("!"):
             raise DecodeError("broken off")
 
+    def parts(self, content: Any) -> list[Span]:
+        return [(0.0, float(len(content)))]
+
+    def masked(self, content: Any, spans: Sequence[Span]) -> Any:
+        return content[:0] if spans else content
+
     def normalize(self, piece: Array) -> Array:
         if piece[0] == 13:
             raise DecodeError("13 brings bad luck")

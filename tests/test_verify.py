@@ -191,7 +191,7 @@ def test_an_unknown_split_is_found(tmp_path: Path) -> None:
 
 def test_swapped_indexes_are_found_vector_by_vector(dataset: Dataset) -> None:
     image, text = (dataset.root / index_path(name) for name in ("image", "text"))
-    rows = index_entry(dataset, "image")["rows"]
+    rows = index_entry(dataset, "image", "none")["rows"]
     noise = np.random.default_rng(0).normal(size=(rows, 6)).astype(np.float32)
     write_bytes(image, build_index([noise], noise.shape[1]))
     problems = verify(with_file(dataset, index_path("image"), rows))
@@ -204,7 +204,7 @@ def test_swapped_indexes_are_found_vector_by_vector(dataset: Dataset) -> None:
 
 
 def test_an_index_of_another_space_is_found(dataset: Dataset) -> None:
-    entries = {name: index_entry(dataset, name) for name in ("image", "text")}
+    entries = {name: index_entry(dataset, name, "none") for name in ("image", "text")}
     entries["text"]["space"] = asdict(Space("test-shared", "0", 6))
     write_json(dataset.root / ENTRIES, entries)
     (problem,) = verify(with_file(dataset, ENTRIES))

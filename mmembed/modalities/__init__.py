@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import Any, ClassVar, Protocol
 
@@ -38,3 +38,9 @@ class Modality(Protocol):
 
     def normalize(self, piece: Any) -> Any:
         """One piece in the form that the encoders of this modality take."""
+
+    def parts(self, content: Any) -> list[Span]:
+        """Where the parts of a normalized piece lie that explanations tell apart, in its own units, in order."""
+
+    def masked(self, content: Any, spans: Sequence[Span]) -> Any:
+        """A normalized piece without some of its parts; empty where nothing is left of a text."""

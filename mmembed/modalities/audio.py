@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
@@ -43,6 +43,10 @@ _UNKNOWN_FRAMES = 1 << 62
 
 LOUDEST = 1e10
 """Float files may hold integers up to 2^31; what is beyond (or NaN, or infinite) is no sound."""
+
+
+STRETCHES = 24
+"""Most parts of a sound that explanations tell apart."""
 
 
 @dataclass(frozen=True)
@@ -162,6 +166,21 @@ class Audio:
         rms, peak = float(np.sqrt(np.mean(np.square(piece, dtype=np.float64)))), float(np.abs(piece).max())
         level = min(LEVEL / rms, 1 / peak) if peak else 0.0
         return np.pad(piece * np.float32(level), (0, max(0, round(self.window * self.sample_rate) - len(piece))))
+
+    def parts(self, content: Samples) -> list[tuple[float, ...]]:
+        """At most 24 equal stretches of a normalized sound, of 50 ms or more, in seconds; without the padding."""
+        sound = np.flatnonzero(content)
+        seconds = (int(sound[-1]) + 1 if sound.size else len(content)) / self.sample_rate
+        count = max(1, min(STRETCHES, int(seconds / 0.05)))
+        edges = np.linspace(0, seconds, count + 1)
+        return [(float(start), float(end)) for start, end in pairwise(edges)]
+
+    def masked(self, content: Samples, spans: Sequence[tuple[float, ...]]) -> Samples:
+        """With silence in some stretches."""
+        samples = content.copy()
+        for start, end in spans:
+            samples[round(start * self.sample_rate) : round(end * self.sample_rate)] = 0
+        return samples
 
     def _filter(self, seconds: float) -> None:
         """Raise FilteredError for a sound of a length that is not wanted; none at all is told where it is read."""

@@ -7,7 +7,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from io import BytesIO
@@ -52,6 +52,10 @@ _FARTHEST = 1e9  # pixels: what is beyond, or no number at all, is no place in a
 _SIXTEEN_BITS = ("I;16", "I;16B", "I;16L", "I;16N", "I")
 _GRAYS = ("1", "L", "LA", "La")
 _TILES = re.compile(r"([1-9]\d?)x([1-9]\d?)")
+
+
+CELLS = 8
+"""Rows and columns of the grid in which explanations tell the parts of a picture apart."""
 
 
 @dataclass(frozen=True)
@@ -244,6 +248,18 @@ class Image:
         x, y = (self.size - width) // 2, (self.size - height) // 2
         square[y : y + height, x : x + width] = np.asarray(small)
         return square
+
+    def parts(self, content: NDArray[np.uint8]) -> list[tuple[float, ...]]:
+        """8 x 8 cells of a normalized picture, row by row, in its pixels."""
+        rows, columns = ([*_cuts(length, CELLS)] for length in content.shape[:2])
+        return [(left, top, right, bottom) for top, bottom in rows for left, right in columns]
+
+    def masked(self, content: NDArray[np.uint8], spans: Sequence[tuple[float, ...]]) -> NDArray[np.uint8]:
+        """With some cells in the mean colour of the whole picture."""
+        picture, colour = content.copy(), content.mean(axis=(0, 1)).round().astype(np.uint8)
+        for left, top, right, bottom in spans:
+            picture[int(top) : int(bottom), int(left) : int(right)] = colour
+        return picture
 
 
 def _boxes(values: Any, picture: Picture) -> list[tuple[int, int, int, int]]:

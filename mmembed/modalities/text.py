@@ -6,12 +6,14 @@ import codecs
 import re
 import unicodedata
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import compress, islice
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
 
 from mmembed.errors import DecodeError, FilteredError, ReadError, UsageError
 from mmembed.modalities import option
@@ -185,6 +187,19 @@ class Text:
     def normalize(self, piece: str) -> str:
         """Unicode NFC, without characters that no reader sees; runs of blanks are one space, none at the ends."""
         return unicodedata.normalize("NFC", " ".join(_DROP.sub("", piece).replace(_WORD_SPACE, " ").split()))
+
+    def parts(self, content: str) -> list[tuple[float, ...]]:
+        """The words of a normalized text, in characters."""
+        return [(word.start, word.end) for word in _words(content)]
+
+    def masked(self, content: str, spans: Sequence[tuple[float, ...]]) -> str:
+        """Without some of the words; "" where none is left."""
+        if len(spans) == len(self.parts(content)):
+            return ""
+        kept = np.ones(len(content), bool)
+        for start, end in spans:
+            kept[int(start) : int(end)] = False
+        return self.normalize("".join(compress(content, kept)))
 
 
 class _Word(NamedTuple):

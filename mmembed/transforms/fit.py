@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import reduce
 from itertools import chain
 
 import apache_beam as beam
 
 from mmembed.fit import FOLDS
-from mmembed.moments import Moments
+from mmembed.moments import Moments, merge_all
 from mmembed.transforms.threads import OneThread
 
 Folds = list[Moments]
@@ -36,7 +35,7 @@ class AccumulateMoments(beam.PTransform):
 
 
 class MergeMoments(beam.CombineFn):
-    """Files of moments to the moments of all records, fold by fold, by Chan's update.
+    """Files of moments to the moments of all records, fold by fold, by Chan's update; and the files' names, in order.
 
     Floating-point addition is not associative, and a runner merges as it likes. So what is combined are names, and the
     moments behind them are merged in the order of the names: the same bytes for any number of workers, and no matrix
@@ -55,9 +54,9 @@ class MergeMoments(beam.CombineFn):
     def merge_accumulators(self, accumulators: Iterable[list[str]]) -> list[str]:
         return list(chain.from_iterable(accumulators))
 
-    def extract_output(self, accumulator: list[str]) -> Folds:
+    def extract_output(self, accumulator: list[str]) -> tuple[Folds, list[str]]:
         names = sorted(accumulator)
-        return [reduce(Moments.merge, (self._read(name, fold) for name in names)) for fold in range(FOLDS)]
+        return [merge_all(self._read(name, fold) for name in names) for fold in range(FOLDS)], names
 
 
 @beam.typehints.with_input_types(Block)
@@ -69,18 +68,21 @@ class FitMaps(beam.PTransform):
     Attributes:
         accumulate: writes the moments of a block by fold, and gives the file's name.
         read: the moments of one fold in such a file.
-        write: the moments of all training records by fold to maps, and gives the files' names.
+        write: moments of all training records by fold, and the names of all blocks, to maps; gives the files' names.
     """
 
     accumulate: Callable[[int, tuple[int, ...]], str]
     read: Callable[[str, int], Moments]
-    write: Callable[[Folds], list[str]]
+    write: Callable[[Folds, list[str]], list[str]]
 
     def expand(self, blocks: beam.PCollection[Block]) -> beam.PCollection[str]:
         return (
             blocks
             | AccumulateMoments(self.accumulate)
             | "Merge" >> beam.CombineGlobally(MergeMoments(self.read)).without_defaults()  # shuffles a few file names
-            | "Write" >> beam.ParDo(OneThread(self.write))
+            | "Write" >> beam.ParDo(OneThread(self._write))
             | "Names" >> beam.FlatMap()
         )
+
+    def _write(self, merged: tuple[Folds, list[str]]) -> list[str]:
+        return self.write(*merged)

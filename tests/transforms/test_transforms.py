@@ -27,7 +27,7 @@ from mmembed.fit import FOLDS
 from mmembed.inputs import Source, open_source
 from mmembed.modalities import Modality
 from mmembed.modalities.image import Image
-from mmembed.moments import Moments
+from mmembed.moments import Moments, View
 from mmembed.scratch import Scratch
 from mmembed.shards import shard_path
 from mmembed.steps import encode_segments, normalize_segments, segment_records
@@ -202,7 +202,7 @@ def moments(name: str, fold: int) -> Moments:
     """Of 30 records; stands in for a file of moments."""
     rows = np.random.default_rng([int(name), fold]).normal(size=(30, 5)) + int(name)
     present = np.ones(30, bool)
-    return Moments.of({"a": rows, "b": rows[:, :3]}, {"a": present, "b": present})
+    return Moments.of({"a": View.single(rows, present), "b": View.single(rows[:, :3], present)})
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -217,7 +217,8 @@ def test_moments_are_merged_to_the_same_bytes_however_a_runner_groups_them(seed:
             for name in order[start:end]:
                 accumulator = merge.add_input(accumulator, name)
             accumulators.append(accumulator)
-        folds = merge.extract_output(merge.merge_accumulators(accumulators))
+        folds, blocks = merge.extract_output(merge.merge_accumulators(accumulators))
+        assert blocks == names
         return [array.tobytes() for fold in folds for array in fold.to_arrays().values()]
 
     random = Random(seed)
@@ -233,14 +234,14 @@ def first_number(name: str, fold: int) -> Moments:
     return moments(name.split(":")[0], fold)
 
 
-def counts(folds: list[Moments]) -> list[str]:
-    return [f"{fold.count('a', 'b')} pairs" for fold in folds]
+def counts(folds: list[Moments], blocks: list[str]) -> list[str]:
+    return [f"{fold.count('a', 'b')} pairs of {len(blocks)} blocks" for fold in folds]
 
 
 def test_fit_maps_hands_the_moments_of_all_blocks_to_its_writer() -> None:
     with beam.Pipeline(FnApiRunner()) as pipeline:
         blocks = pipeline | beam.Create([(0, (0,)), (1, (1, 2)), (3, (3,))])
-        assert_that(blocks | FitMaps(unit_count, first_number, counts), equal_to(["90 pairs"] * FOLDS))
+        assert_that(blocks | FitMaps(unit_count, first_number, counts), equal_to(["90 pairs of 3 blocks"] * FOLDS))
 
 
 def test_accumulate_moments_gives_a_name_for_each_block() -> None:
