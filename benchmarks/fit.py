@@ -38,7 +38,7 @@ from mmembed.types import Space
 NAMES = ("image", "text")
 UNIT = 4096
 SHRINKAGES = (0.001, 0.01, 0.1, 0.3, 0.7)
-PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0)
+PENALTIES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)  # as many as ours has
 
 
 def features(records: int, dims: tuple[int, int], seed: int = 0) -> list[NDArray[np.float32]]:
@@ -99,7 +99,9 @@ def compare(records: int, dims: tuple[int, int], rounds: int) -> None:
     views = features(records, dims)
     methods: dict[str, Callable[[list[NDArray[np.float32]]], Any]] = {
         "mmembed, ridge, power and dimension chosen": ours(refine="none", lift="none"),
-        "scikit-learn Ridge, both directions, 5 penalties": ridge,
+        "mmembed --fit ridge, 10 penalties": ours(fit="ridge", refine="none", lift="none"),
+        "mmembed --fit pmi": ours(fit="pmi", refine="none", lift="none"),
+        "scikit-learn Ridge, both directions, 10 penalties": ridge,
         "cca-zoo MCCA, 5 shrinkages": mcca,
     }
     seconds: dict[str, list[float]] = {name: [] for name in methods}

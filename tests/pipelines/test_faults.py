@@ -179,7 +179,7 @@ def test_a_wrong_call_is_one_line_that_names_what_is_wrong(
 
 def test_a_wrong_call_leaves_a_data_set_as_it_was(small: Path) -> None:
     before = times(small)
-    mmembed("fit", small, "--dim", 0, expect=2)
+    mmembed("fit", small, "--dim", -1, expect=2)
     mmembed("build", Dataset.open(small).input, small, *FLAGS, "--maps", "nowhere", "--unit-records", UNIT, expect=2)
     assert times(small) == before
 

@@ -17,6 +17,7 @@ from command import ENVIRONMENT, ROOT, mmembed
 from conftest import Shared
 
 from mmembed.dataset import Dataset
+from mmembed.splits import TRAIN, split_of
 from mmembed.verify import verify
 
 SCRIPT = ROOT.parent / "shared" / "data" / "build_tuxstamps.py"
@@ -87,3 +88,20 @@ def test_stamps_and_their_names_written_and_spoken_find_each_other(real_sets: Pa
         for query, target in ((a, b), (b, a)):
             row = found[query, target]
             assert row["recall@10"] > 1.5 * row["chance_recall@10"], (query, target)
+
+
+def test_pictures_and_sounds_that_were_never_seen_together_find_each_other(real_sets: Path, tmp_path: Path) -> None:
+    """Training records have a text, and a picture or a sound: what pictures and sounds have in common is the text."""
+    rows = [json.loads(line) for line in (real_sets / "tuxspeech.jsonl").read_text("utf-8").splitlines()]
+    for number, row in enumerate(rows):
+        if split_of(row["text"], 0.3) == TRAIN:
+            del row["audio" if number % 2 else "image"]
+    manifest = real_sets / "partial.jsonl"
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    # Not grouped by media: the split would be another one than that which was made here.
+    mmembed("build", manifest, tmp_path, "--holdout", 0.3, "--group-column", "text", "--no-group-media")
+    assert Dataset.open(tmp_path).stage("fit").summary["pairs"]["audio+image"] == 0
+    found = directions(tmp_path)
+    for a, b in (("audio", "image"), ("image", "audio")):
+        assert found[a, b]["recall@10"] > 2 * found[a, b]["chance_recall@10"]
+        assert found[a, b]["mrr_low"] > 1.5 * found[a, b]["chance_mrr"]
