@@ -157,7 +157,14 @@ def write(root: Path, records: int, dims: tuple[int, int]) -> None:
             write_table(root / path, pa.table(values, schema=schema), {})
             counts[path] = size
     spaces = {name: asdict(Space(name, "1", dim)) for name, dim in zip(NAMES, dims)}
-    summary = {"folders": ["features", "records"], "spaces": spaces, "records": records, "columns": [], "kinds": {}}
+    summary = {
+        "folders": ["features", "records"],
+        "spaces": spaces,
+        "records": records,
+        "segments": dict.fromkeys(NAMES, records),
+        "columns": [],
+        "kinds": {},
+    }
     files = {path: describe(root, path, rows) for path, rows in counts.items()}
     dataset.commit("extract", Stage("benchmark", summary), files, "made by hand", config=to_json(Config()))
 

@@ -15,8 +15,7 @@ configs:
 # Embeddings of {records:,} records
 
 Made by mmembed. A row is a segment of a record: a picture or a tile, a text or a
-chunk, a window of a sound. `embedding` is L2-normalized and of space `{space}`: the inner product of any two rows, of
-whichever modality, is their similarity.
+chunk, a window of a sound. `embedding` is of space `{space}`. {scoring}
 
 {counts}
 
@@ -36,6 +35,13 @@ whichever modality, is their similarity.
 {evaluation}"""
 
 
+_COSINE = "It is L2-normalized: the inner product of any two rows, of whichever modality, is their similarity."
+_PMI = (
+    "The similarity of a query's z and a candidate's is their inner product less half of sum_k s_k z_k^2 of the "
+    "candidate, s being `spectrum` in `maps/fit.json`."
+)
+
+
 def dataset_card(dataset: Dataset, table: str) -> str:
     """The card as Markdown; `table` is what the evaluation found, as plain text."""
     summary = dataset.stage("project").summary
@@ -46,6 +52,7 @@ def dataset_card(dataset: Dataset, table: str) -> str:
         configs=configs,
         records=dataset.stage("extract").summary["records"],
         space=space,
+        scoring=_COSINE if dataset.stage("fit").summary.get("spectrum") is None else _PMI,
         counts=_counts(summary["segments"]),
         dim=space.dim,
         dtype=summary["dtype"],

@@ -236,7 +236,8 @@ def _by_label(asked: Asked, queries: HeldOut, targets: HeldOut) -> dict[str, Any
     codes = _codes(names)
     class_of = dict(zip(queries.ids, codes))
     query_codes = np.array([class_of[id] for id in asked.ids])
-    labelled = np.array([bool(queries.labels[queries.ids.index(id)]) for id in asked.ids], bool)
+    labels_of = dict(zip(queries.ids, queries.labels))
+    labelled = np.array([bool(labels_of[id]) for id in asked.ids], bool)
     if not labelled.any():
         return {}
     target_codes = np.where([bool(label) for label in targets.labels], codes[len(queries.ids) :], -1)
@@ -286,7 +287,7 @@ def _classified(
             continue
         queries = query_rows(scoring.means(records.vectors, records.starts)[labelled], {modality: 1.0}, columns)
         predicted = (queries @ candidates.T).argmax(axis=1)
-        true = np.array([names.index(records.labels[place]) for place in labelled])
+        true = np.searchsorted(names, [records.labels[place] for place in labelled])
         figures = classification(predicted, true)
         rows.append({"modality": modality, "records": len(labelled), "chance": 1 / len(names), **figures})
     return rows

@@ -599,8 +599,10 @@ def _choose_lift(
     records = max(total.count(name, name) for name in modalities)
     if config.lift == "none":
         return {}, {"decision": "not wanted"}
-    if len(pairs) < records or config.weight or config.count == "segments":
-        return {}, {"decision": f"not tried: {len(pairs):,} of {records:,} records are in memory, or they are weighted"}
+    if len(pairs) < records:
+        return {}, {"decision": f"not tried: {len(pairs):,} of {records:,} training records are in memory"}
+    if config.weight or config.count == "segments":
+        return {}, {"decision": "not tried: records are weighted, or segments count"}
     if len(tried) < _DESCENT_RECORDS:
         return {}, {"decision": f"not tried: {len(tried)} training records, fewer than {_DESCENT_RECORDS}"}
     plain = _trial_rank(tried, modalities)
@@ -655,16 +657,23 @@ def _trial_rank(pairs: Pairs, modalities: Sequence[str]) -> float:
     return _mean_score(sides, _cut(of_sides, np.sqrt(s[:width]), width), Scoring(), counts)
 
 
+def common_dim(spaces: Mapping[str, Space]) -> int:
+    """The dimension of features that are embeddings as they are, of all modalities.
+
+    Raises:
+        UsageError: they differ.
+    """
+    dims = {name: space.dim for name, space in spaces.items()}
+    if len(set(dims.values())) != 1:
+        listed = ", ".join(f"{name} {dim}" for name, dim in dims.items())
+        raise UsageError(f"fit = 'identity' needs features of one dimension, of encoders trained together: {listed}")
+    return next(iter(dims.values()))
+
+
 def _identity(total: Moments, spaces: Mapping[str, Space], version: str) -> tuple[dict[str, LinearMap], dict[str, Any]]:
     """The features as they are, of encoders that were trained together."""
     names = [name for name in total.modalities if total.count(name, name)]
-    dims = {name: spaces[name].dim for name in names}
-    if len(set(dims.values())) != 1:
-        listed = ", ".join(f"{name} {dim}" for name, dim in dims.items())
-        raise UsageError(
-            f"fit = 'identity' needs features of one dimension, of encoders trained together, not {listed}"
-        )
-    dim = next(iter(dims.values()))
+    dim = common_dim({name: spaces[name] for name in names})
     output = Space("mmembed", version[:16], dim)
     maps = {
         name: LinearMap(np.eye(dim, dtype=np.float32), np.zeros(dim, np.float32), spaces[name], output)

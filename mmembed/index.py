@@ -131,7 +131,7 @@ def index_entry(dataset: Dataset, modality: str, hubness: str) -> dict[str, Any]
 
 def scoring_of(dataset: Dataset) -> Scoring:
     """How the embeddings of a data set are compared."""
-    return Scoring.from_json(dataset.stage("fit").summary["spectrum"])
+    return Scoring.from_json(dataset.stage("fit").summary.get("spectrum"))
 
 
 def blocks(dataset: Dataset, modality: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:

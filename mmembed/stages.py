@@ -174,11 +174,14 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     config = with_maps(config, dataset.root)
     if config.fit.maps:
         return _take_maps(dataset, config, Dataset.open(Path(config.fit.maps)))
-    from mmembed.fit import MOMENTS, VERSION, AccumulateBlock, ReadMoments, WriteMaps, sample_share
+    from mmembed.fit import MOMENTS, VERSION, AccumulateBlock, ReadMoments, WriteMaps, common_dim, sample_share
 
     spaces = dataset.modalities("extract")
     inputs = _checksums(dataset, "features", "records")
     _check_columns(dataset, config.fit)
+    segments = dataset.stage("extract").summary["segments"]
+    if config.fit.fit == "identity":
+        common_dim({name: space for name, space in spaces.items() if segments[name]})
     mark = fingerprint(VERSION, inputs, to_json(config.fit))
     if dataset.is_done("fit", mark):
         say("fit: up to date")
