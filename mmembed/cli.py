@@ -139,10 +139,7 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("query", _query, "Nearest neighbours of a text, a picture, a sound or a record.")
     made.add_argument("root", metavar="OUT", type=Path)
-    kinds = made.add_mutually_exclusive_group(required=True)
-    kinds.add_argument("--text", metavar="TEXT", help="--text=-x where it begins with a dash")
-    kinds.add_argument("--image", metavar="FILE", type=Path)
-    kinds.add_argument("--audio", metavar="FILE", type=Path)
+    kinds = _query_arguments(made)
     kinds.add_argument("--id", metavar="ID")
     made.add_argument("--to", default="any", metavar="MODALITY", help="image, text, audio or any (default: any)")
     made.add_argument("-k", type=int, default=10, metavar="K", help="how many (default: 10)")
@@ -150,15 +147,21 @@ def _parser() -> argparse.ArgumentParser:
 
     made = command("explain", _explain, "Which words, picture cells or stretches of time make a match.")
     made.add_argument("root", metavar="OUT", type=Path)
-    kinds = made.add_mutually_exclusive_group(required=True)
-    kinds.add_argument("--text", metavar="TEXT", help="--text=-x where it begins with a dash")
-    kinds.add_argument("--image", metavar="FILE", type=Path)
-    kinds.add_argument("--audio", metavar="FILE", type=Path)
+    _query_arguments(made)
     made.add_argument("--id", metavar="ID", required=True, help="the record that is matched")
     made.add_argument("--to", default="any", metavar="MODALITY", help="which of its modalities (default: the nearest)")
     made.add_argument("--overlay", metavar="FILE.png", type=Path, help="pictures with their cells tinted")
     made.add_argument("--json", action="store_true", help="one JSON object")
     return parser
+
+
+def _query_arguments(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """A medium to ask with."""
+    kinds = parser.add_mutually_exclusive_group(required=True)
+    kinds.add_argument("--text", metavar="TEXT", help="--text=-x where it begins with a dash")
+    kinds.add_argument("--image", metavar="FILE", type=Path)
+    kinds.add_argument("--audio", metavar="FILE", type=Path)
+    return kinds
 
 
 def _stage_arguments(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:

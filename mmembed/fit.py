@@ -210,19 +210,16 @@ def fit_maps(
     total = merge_all(folds)
     components = Components.of(total, modalities)
     counts = {(a, b): total.count(a, b) for a, b in combinations(modalities, 2)}
-    sides = _sides(folds, tried, components, counts)
+    sides = _sides(folds, tried, components)
     found = _METHODS[config.fit](components, sides, counts)
     # Nothing above depends on `config.dim`: the rows of a smaller map are the first rows of a larger one.
     found, refine_report = _refined(found, sides, pairs, components, counts, config.refine)
     same = _shared_space(modalities, spaces)
-    if same and (kept := _better_unchanged(found, sides, tried, counts)):
+    if same and (kept := _better_unchanged(found, sides, same, counts)):
         maps, report = _identity(total, dict.fromkeys(modalities, same), version)
         return maps, {**report, "decision": kept}
     output = Space("mmembed", version[:16], min(config.dim or found.size, found.most))
-    maps = {
-        name: _map(found, components, name, spaces[name], output, lifts.get(name) if lifts else None)
-        for name in modalities
-    }
+    maps = {name: _map(found, components, name, spaces[name], output, lifts.get(name)) for name in modalities}
     report = {
         "method": config.fit,
         "modalities": list(maps),
@@ -293,9 +290,7 @@ class _Side:
         return reciprocal_rank(z, self.pairs, scoring, counts)
 
 
-def _sides(
-    folds: Sequence[Moments], pairs: Pairs, components: Components, counts: Mapping[tuple[str, str], int]
-) -> list[_Side]:
+def _sides(folds: Sequence[Moments], pairs: Pairs, components: Components) -> list[_Side]:
     names = list(components.values)
     sides = []
     for number, fold in enumerate(folds):
@@ -648,7 +643,7 @@ def _trial_rank(pairs: Pairs, modalities: Sequence[str]) -> float:
     ]
     total = merge_all(folds)
     counts = {(a, b): total.count(a, b) for a, b in combinations(modalities, 2)}
-    sides = _sides(folds, pairs, Components.of(total, modalities), counts)
+    sides = _sides(folds, pairs, Components.of(total, modalities))
     ridge = max(_LIFT_RIDGES, key=lambda ridge: _information(sides, counts, _same(ridge, modalities)))
     ridges = _same(ridge, modalities)
     s = _spectrum(sides, counts, ridges)[: SIZES[-2]]
@@ -697,7 +692,7 @@ def _shared_space(modalities: Sequence[str], spaces: Mapping[str, Space]) -> Spa
 
 
 def _better_unchanged(
-    found: _Fitted, sides: Sequence[_Side], tried: Pairs, counts: Mapping[tuple[str, str], int]
+    found: _Fitted, sides: Sequence[_Side], space: Space, counts: Mapping[tuple[str, str], int]
 ) -> str:
     """Why the features of encoders trained together are kept as they are; "" where the fit is better."""
     width = min(found.size, *(_width(directions) for directions in found.of_sides))
@@ -714,7 +709,11 @@ def _better_unchanged(
     plain = Scoring()
     scores = [
         reciprocal_rank(
-            {name: plain.embeddings(means) for name, means in side.pairs.means.items()}, side.pairs, plain, counts
+            # Without what a lift has appended.
+            {name: plain.embeddings(means[:, : space.dim]) for name, means in side.pairs.means.items()},
+            side.pairs,
+            plain,
+            counts,
         )
         for side in sides
     ]
