@@ -62,6 +62,7 @@ _DESCENT_RECORDS = 500  # fewer can't tell whether gradient descent helps
 _DESCENT_SLICES = 3
 _WAVES = 512  # random Fourier features of a lift
 _WIDTHS = (0.5, 1.0)  # of the kernel, in typical distances of two records
+_LIFT_DIMS = 1024  # wider features come from encoders that leave nothing to bend, and a trial costs their cube
 _LIFT_RIDGES = (0.01, 0.1, 1.0)
 _LIFT_GAIN = 1.05  # what a lift must give in a first trial: it makes maps twice as large
 
@@ -598,6 +599,8 @@ def _choose_lift(
         return {}, {"decision": f"not tried: {len(pairs):,} of {records:,} training records are in memory"}
     if config.weight or config.count == "segments":
         return {}, {"decision": "not tried: records are weighted, or segments count"}
+    if (widest := max(total.dim(name) for name in modalities)) > _LIFT_DIMS:
+        return {}, {"decision": f"not tried: features of {widest} dimensions, more than {_LIFT_DIMS}"}
     if len(tried) < _DESCENT_RECORDS:
         return {}, {"decision": f"not tried: {len(tried)} training records, fewer than {_DESCENT_RECORDS}"}
     plain = _trial_rank(tried, modalities)
