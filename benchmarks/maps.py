@@ -29,7 +29,7 @@ from mmembed.features import read_unit
 from mmembed.fit import FOLDS, fit_maps
 from mmembed.hubness import csls_terms
 from mmembed.linear import Scoring, normalize_rows
-from mmembed.metrics import outcome, per_query
+from mmembed.metrics import chance, outcome, per_query
 from mmembed.moments import Moments, View
 from mmembed.pairs import Pairs, reciprocal_rank
 from mmembed.report import table
@@ -247,6 +247,14 @@ def figures(answer: Answer, test: Data, banks: tuple[Array, Array] | None = None
     return np.asarray(np.mean(found, axis=0))
 
 
+def by_chance(test: Data) -> NDArray[np.float64]:
+    """What a random order gives."""
+    labels = np.stack([test.media["x"], test.media["y"]], axis=1)
+    right = np.array([(row == labels).any(axis=1).sum() for row in labels])
+    expected = chance(len(labels), right)
+    return np.array([expected[f"chance_{name}"] for name in ("recall@1", "recall@10", "mrr")])
+
+
 def main() -> None:
     """Print a table, a row for each method."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -281,8 +289,7 @@ def main() -> None:
                 if options.csls and name in ("mmembed (default)", "mmembed --fit pmi"):
                     banks = method(train, train)[:2]
                     found.setdefault(f"{name} --hubness csls", []).append(figures(answer, test, banks))
-            chance = np.zeros((len(test.x), 1), np.float32)
-            found.setdefault("chance", []).append(figures((chance, chance, Scoring()), test))
+            found.setdefault("chance", []).append(by_chance(test))
     means = {name: [f"{value:.3f}" for value in np.mean(values, axis=0)] for name, values in found.items()}
     rows = [[name, *values, f"{seconds[name]:.0f}" if name in seconds else ""] for name, values in means.items()]
     print(table(["method", "R@1", "R@10", "MRR", "seconds"], rows))
