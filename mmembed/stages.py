@@ -61,6 +61,7 @@ def build(input: str, root: Path, config: Config, engine: Engine, request: Reque
     """All stages in a row; each is skipped where nothing that goes into it has changed."""
     config = with_maps(config, root)
     dataset = extract(input, Dataset.open_or_new(root, request.overwrite), config, engine, request)
+    _check_label_column(dataset, config.evaluate.label_column)
     dataset = fit(dataset, config, engine)
     dataset = project(dataset, config, engine)
     dataset = index(dataset, config, engine)
@@ -305,6 +306,7 @@ def evaluate(dataset: Dataset, config: Config) -> Dataset:
     if dataset.is_done("evaluate", mark):
         say("evaluate: up to date")
         return dataset
+    _check_label_column(dataset, config.evaluate.label_column)
     dataset = dataset.begin("evaluate")
     result = measure(dataset, config.evaluate.label_column)
     write_json(dataset.root / EVALUATION, result)
@@ -375,6 +377,13 @@ def _check_columns(dataset: Dataset, config: FitConfig) -> None:
     for what, key in (("group column", config.group_column), *(("weight", key) for key, _ in config.weights)):
         if key and key not in known:
             raise UsageError(f"no record has the {what} {key!r}; their keys are {', '.join(known)}")
+
+
+def _check_label_column(dataset: Dataset, key: str) -> None:
+    """Raise UsageError for a key that no record has, before anything is begun."""
+    known = dataset.stage("extract").summary["kinds"]
+    if key and key not in known:
+        raise UsageError(f"no record has the label column {key!r}; known are {', '.join(known) or 'none'}")
 
 
 def _groups(dataset: Dataset, config: FitConfig) -> Groups:
