@@ -99,7 +99,7 @@ def read(path: Path, names: tuple[str, str], group_column: str, without: str) ->
     groups = Groups(group_column)
     plain = [groups.of(id, record) for id, record in zip(ids, records)]
     links = [(plain[row], f"{name}{media[name][row]}") for name in names for row in np.flatnonzero(both)]
-    groups = Groups(group_column, twins(links))
+    groups = Groups(group_column, twins(links)[0])
     data = [views[name].means.astype(np.float32) for name in names]
     named = [groups.of(id, record) for id, record in zip(ids, records)]
     return Data(data[0], data[1], named, dict(zip("xy", (media[name] for name in names)))).take(both)

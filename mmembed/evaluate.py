@@ -27,6 +27,7 @@ from mmembed.metrics import (
     skewness_of_hits,
     summary,
 )
+from mmembed.modalities.text import Text
 from mmembed.search import Query, Searcher
 from mmembed.shards import read_table
 from mmembed.splits import HELD_OUT
@@ -197,8 +198,10 @@ def ask(
 
 
 def hubness_of(dataset: Dataset) -> str:
-    """How the index treats hubs."""
-    return str(dataset.config["index"]["hubness"]) if "index" in dataset.config else "none"
+    """How the index treats hubs; without an index, how one would by the configuration."""
+    if "index" in dataset.stages:
+        return str(entry_of(dataset, next(iter(dataset.modalities("project"))))["hubness"])
+    return str(dataset.config.get("index", {}).get("hubness", "none"))
 
 
 def _row(
@@ -273,7 +276,11 @@ def _classified(
     """Zero-shot classification of each modality's records by the names of the classes as texts."""
     names = sorted({label for records in held_out.values() for label in records.labels if label})
     config = from_json(Config(), dict(dataset.config))
-    searcher = Searcher(dataset, modalities(config.extract), config)
+    parts = modalities(config.extract)
+    cut, encoder = parts[TEXT]
+    assert isinstance(cut, Text)
+    parts[TEXT] = (replace(cut, min_words=0, max_words=0, languages=()), encoder)  # a name is no text to be filtered
+    searcher = Searcher(dataset, parts, config)
     if len(names) < 2 or TEXT not in dataset.modalities("fit"):
         return []
     vectors = np.stack([searcher.embed(Query.of(text=name)).vector for name in names])

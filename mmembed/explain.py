@@ -55,7 +55,8 @@ class Side:
     Attributes:
         what: "query", or the id of the record.
         parts: in the order of their spans.
-        rest: the score of the medium with all its parts masked: score = sum of what the parts add + rest.
+        rest: the score of the medium with all its parts masked, the candidate's own term (of --fit pmi) held:
+            score = sum of what the parts add + rest.
         content: of the segment, normalized.
     """
 
@@ -69,7 +70,11 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """A match between a query and the segment of a record that is nearest to it."""
+    """A match between a query and the segment of a record that is nearest to it.
+
+    Attributes:
+        score: as a query's, but without the correction of hubs, which no part of the two media makes.
+    """
 
     score: float
     query: Side
@@ -209,7 +214,9 @@ def _segments(searcher: Searcher, record: Record, modality: str) -> list[Segment
     only = Record(record.id, {modality: record.media[modality]}, record.metadata, record.source)
     batches = [normalize_segments(batch, cut) for batch in segment_records(Batch((only,)), cut)]
     found = [segment for batch in batches if batch.modality for segment in batch.items]
-    if not found and (reasons := [failure.message for batch in batches for failure in batch.failures]):
+    reasons = [failure.message for batch in batches for failure in batch.failures]
+    reasons += [dropped.reason for batch in batches for dropped in batch.dropped]
+    if not found and reasons:
         raise UsageError(f"the {modality} of {record.id!r} can't be used: {reasons[0]}")
     return found
 

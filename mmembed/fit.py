@@ -111,7 +111,12 @@ def _units_data(
 
 def _weight(record: Mapping[str, Any], config: FitConfig) -> float:
     """The product of the weights of all rules that a record meets."""
-    return float(np.prod([w for (key, value), w in config.weights.items() if str(record.get(key)) == value] or [1.0]))
+    met = [
+        weight
+        for (key, value), weight in config.weights.items()
+        if record.get(key) is not None and str(record[key]) == value
+    ]
+    return float(np.prod(met))
 
 
 def sample_share(records: int, dims: Sequence[int]) -> float:
@@ -216,7 +221,8 @@ def fit_maps(
     # Nothing above depends on `config.dim`: the rows of a smaller map are the first rows of a larger one.
     found, refine_report = _refined(found, sides, pairs, components, counts, config.refine)
     same = _shared_space(modalities, spaces)
-    if same and (kept := _better_unchanged(found, sides, same, counts)):
+    wide_enough = same and not 0 < config.dim < same.dim  # else the features as they are are no choice
+    if same and wide_enough and (kept := _better_unchanged(found, sides, same, counts)):
         maps, report = _identity(total, dict.fromkeys(modalities, same), version)
         return maps, {**report, "decision": kept}
     output = Space("mmembed", version[:16], min(config.dim or found.size, found.most))
@@ -592,17 +598,16 @@ def _choose_lift(
 ) -> tuple[dict[str, Lift], dict[str, Any]]:
     """Random Fourier features for each modality if they help by far in a first trial; none if not."""
     total = merge_all(folds)
-    records = max(total.count(name, name) for name in modalities)
     if config.lift == "none":
         return {}, {"decision": "not wanted"}
-    if len(pairs) < records:
-        return {}, {"decision": f"not tried: {len(pairs):,} of {records:,} training records are in memory"}
     if config.weight or config.count == "segments":
         return {}, {"decision": "not tried: records are weighted, or segments count"}
     if (widest := max(total.dim(name) for name in modalities)) > _LIFT_DIMS:
         return {}, {"decision": f"not tried: features of {widest} dimensions, more than {_LIFT_DIMS}"}
     if len(tried) < _DESCENT_RECORDS:
         return {}, {"decision": f"not tried: {len(tried)} training records, fewer than {_DESCENT_RECORDS}"}
+    if not _same_moments(_pair_moments(pairs), total, modalities):
+        return {}, {"decision": "not tried: not all training records are in memory, or some have several segments"}
     plain = _trial_rank(tried, modalities)
     lifts = {width: {name: _lift(total, name, width) for name in modalities} for width in _WIDTHS}
     scores = {width: _trial_rank(_lifted(tried, lift), modalities) for width, lift in lifts.items()}
@@ -611,6 +616,15 @@ def _choose_lift(
     if scores[best] < _LIFT_GAIN * plain:
         return {}, {"decision": f"not used: {said}"}
     return lifts[best], {"decision": f"used: {said}", "features": _WAVES, "width": best}
+
+
+def _same_moments(sample: Moments, total: Moments, modalities: Sequence[str]) -> bool:
+    """Whether a sample of records with one segment each are all that there are."""
+    return all(
+        sample.count(name, name) == total.count(name, name)
+        and np.allclose(scales(sample, name), scales(total, name), rtol=1e-3)
+        for name in modalities
+    )
 
 
 def _lift(moments: Moments, name: str, width: float) -> Lift:
@@ -670,7 +684,7 @@ def common_dim(spaces: Mapping[str, Space]) -> int:
 
 def _identity(total: Moments, spaces: Mapping[str, Space], version: str) -> tuple[dict[str, LinearMap], dict[str, Any]]:
     """The features as they are, of encoders that were trained together."""
-    names = [name for name in total.modalities if total.count(name, name)]
+    names = [name for name in total.modalities if name in spaces and total.count(name, name)]
     dim = common_dim({name: spaces[name] for name in names})
     output = Space("mmembed", version[:16], dim)
     maps = {

@@ -35,11 +35,15 @@ def csls_terms(candidates: Array, bank: Array, scoring: Scoring) -> Array:
     if not len(bank):
         return np.zeros(len(candidates), np.float32)
     near = min(NEIGHBOURS, len(bank))
+    asked = scoring.terms(
+        bank
+    )  # a log-ratio has a term of the query too: without it, long queries would be near to all
     terms = np.zeros(len(candidates), np.float32)
     size = max(1, _BLOCK_SCORES // len(bank))
     for start in range(0, len(candidates), size):
         block = candidates[start : start + size]
-        best = np.partition(block @ bank.T, len(bank) - near, axis=1)[:, -near:]
+        scores = block @ bank.T if asked is None else block @ bank.T + asked
+        best = np.partition(scores, len(bank) - near, axis=1)[:, -near:]
         terms[start : start + size] = best.mean(axis=1) / -2
     own = scoring.terms(candidates)
     return terms if own is None else np.asarray(terms - own / 2, np.float32)

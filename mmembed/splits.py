@@ -6,12 +6,19 @@ import hashlib
 from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 TRAIN, HELD_OUT = "train", "heldout"
 
 _LABEL_RECORDS, _LABEL_SHARE = 20, 0.01
-"""A medium that more records have, and a larger share of all, is a label and no sign of twins."""
+"""A medium that more groups have, and a larger share of all, is a label and no sign of twins."""
+
+_CHAIN_SHARE = 0.05
+"""Groups that are one may be 20, or this share of all."""
 
 
 @dataclass(frozen=True)
@@ -38,36 +45,64 @@ def group_of(id: str, record: Mapping[str, Any], group_column: str) -> str:
     return id if value is None else str(value)
 
 
-def twins(media: Iterable[tuple[str, str]]) -> dict[str, str]:
+def twins(media: Iterable[tuple[str, str]]) -> tuple[dict[str, str], int]:
     """Groups that are linked by media which they share, each with the first in the alphabet of those it is one with.
+
+    Chains of links may hold a whole data set together (each picture has several captions, each caption several
+    pictures), so that nothing could be held out: where one is too long, the media that most groups have bind no more,
+    until it falls apart.
 
     Args:
         media: a group and a medium's content hash, for each medium of each record. In memory are the groups' names and
             two numbers a medium.
+
+    Returns:
+        The groups that are one with another, and how many were in a chain that was cut.
     """
+    import numpy as np
+
+    numbers: dict[str, int] = {}
+    ends = array("Q")
+    for group, medium in media:
+        ends.extend((numbers.setdefault(group, len(numbers)), _number(medium)))
+    if not ends:
+        return {}, 0
+    edges = np.unique(np.frombuffer(ends, np.uint64).reshape(-1, 2), axis=0)  # a group may have a medium many times
+    group_of_edge = edges[:, 0].astype(np.int64)
+    _, medium_of_edge, counts = np.unique(edges[:, 1], return_inverse=True, return_counts=True)
+    common = counts[medium_of_edge]  # how many groups have the medium of an edge
+    limit = int(max(_LABEL_RECORDS, _LABEL_SHARE * len(numbers)))
+    binding = common <= limit
+    cut = np.zeros(len(numbers), bool)
+    while True:
+        chain = _components(group_of_edge[binding], medium_of_edge[binding], len(numbers), len(counts))
+        long = np.bincount(chain)[chain] > max(_LABEL_RECORDS, _CHAIN_SHARE * len(numbers))
+        if not long.any():
+            break
+        cut |= long
+        limit //= 2
+        binding &= ~(long[group_of_edge] & (common > limit))
+    shared = np.flatnonzero(np.bincount(chain)[chain] > 1)
+    names = list(numbers)
+    first: dict[int, str] = {}
+    for number in shared:
+        first[chain[number]] = min(first.get(chain[number], names[number]), names[number])
+    linked = {names[number]: first[chain[number]] for number in shared if names[number] != first[chain[number]]}
+    return linked, int(cut.sum())
+
+
+def _components(
+    groups: NDArray[np.int64], media: NDArray[np.int64], group_count: int, medium_count: int
+) -> NDArray[np.int32]:
+    """The number of each group's connected component, (group_count,), by edges between groups and media."""
     import numpy as np
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
-    numbers: dict[str, int] = {}
-    edges = array("Q")
-    for group, medium in media:
-        edges.extend((numbers.setdefault(group, len(numbers)), _number(medium)))
-    if not edges:
-        return {}
-    group_of_edge, hashes = np.frombuffer(edges, np.uint64).reshape(-1, 2).T
-    _, medium_of_edge, counts = np.unique(hashes, return_inverse=True, return_counts=True)
-    binding = counts[medium_of_edge] <= max(_LABEL_RECORDS, _LABEL_SHARE * len(numbers))
-    links = (group_of_edge[binding].astype(np.int64), len(numbers) + medium_of_edge[binding])
-    size = len(numbers) + len(counts)
-    _, component = connected_components(coo_matrix((np.ones(binding.sum(), bool), links), (size, size)), directed=False)
-    mine = component[: len(numbers)]
-    shared = np.flatnonzero(np.bincount(mine)[mine] > 1)
-    names = list(numbers)
-    first: dict[int, str] = {}
-    for number in shared:
-        first[mine[number]] = min(first.get(mine[number], names[number]), names[number])
-    return {names[number]: first[mine[number]] for number in shared if names[number] != first[mine[number]]}
+    size = group_count + medium_count
+    graph = coo_matrix((np.ones(len(groups), bool), (groups, group_count + media)), (size, size))
+    numbers: NDArray[np.int32] = connected_components(graph, directed=False)[1][:group_count]
+    return numbers
 
 
 def _number(name: str) -> int:

@@ -182,7 +182,9 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     _check_columns(dataset, config.fit)
     segments = dataset.stage("extract").summary["segments"]
     if config.fit.fit == "identity":
-        common_dim({name: space for name, space in spaces.items() if segments[name]})
+        dim = common_dim({name: space for name, space in spaces.items() if segments[name]})
+        if 0 < config.fit.dim < dim:
+            raise UsageError(f"dim = {config.fit.dim}: fit = 'identity' keeps all {dim} dimensions of the features")
     mark = fingerprint(VERSION, inputs, to_json(config.fit))
     if dataset.is_done("fit", mark):
         say("fit: up to date")
@@ -351,6 +353,8 @@ def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
     theirs, ours = other.modalities("fit"), dataset.modalities("extract")
     names = [name for name in theirs if name in ours]
     files = [*(f"maps/{name}.safetensors" for name in names), "maps/fit.json", GROUPS]
+    if not set(files) <= other.files.keys():
+        raise UsageError(f"{other.root} was fitted by an earlier version: run `mmembed fit {other.root}` first")
     mark = fingerprint("maps of another data set", {path: other.files[path].sha256 for path in files})
     if dataset.is_done("fit", mark):
         say("fit: up to date")
@@ -389,7 +393,15 @@ def _check_label_column(dataset: Dataset, key: str) -> None:
 def _groups(dataset: Dataset, config: FitConfig) -> Groups:
     """Which records stay on one side of the split: those of equal group, and those that share a medium."""
     plain = Groups(config.group_column)
-    return replace(plain, twins=twins(_media_of_groups(dataset, plain))) if config.group_media else plain
+    if not config.group_media:
+        return plain
+    linked, cut = twins(_media_of_groups(dataset, plain))
+    if cut:
+        say(
+            f"fit: {cut:,} groups of records share media in chains too long to stay on one side; only the closest do: "
+            "name a --group-column if that is not enough"
+        )
+    return replace(plain, twins=linked)
 
 
 def _media_of_groups(dataset: Dataset, groups: Groups) -> Iterator[tuple[str, str]]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from threadpoolctl import threadpool_limits
 
+import mmembed.fit
 from mmembed.config import FitConfig
 from mmembed.dataset import Dataset
 from mmembed.errors import UsageError
@@ -356,6 +357,43 @@ def test_linear_relations_get_no_lift() -> None:
     assert fit(planted(600), lift="auto")[1]["lift"]["decision"].startswith("not used")
 
 
+def test_records_with_several_segments_get_no_lift() -> None:
+    """Its waves are of segments, and the sample holds records."""
+    random = np.random.default_rng(0)
+    segments = {name: random.normal(size=(1200, 5)) for name in ("image", "text")}
+    seen = {name: View.of(rows, np.repeat(np.arange(600), 2), 600) for name, rows in segments.items()}
+    fold = np.arange(600) % FOLDS
+    folds = [Moments.of(seen, (fold == k).astype(float)) for k in range(FOLDS)]
+    spaces = {name: Space(name, "1", 5) for name in seen}
+    try:
+        _, report = fit_maps(folds, Pairs.of(seen, fold), spaces, FitConfig(refine="none"), VERSION)
+    except UsageError as error:  # nothing in common is no wonder here
+        assert "show nothing in common" in str(error)
+    else:
+        assert report["lift"]["decision"].startswith("not tried: not all")
+    part = Pairs.of(seen, fold).take(np.arange(590))
+    assert not mmembed.fit._same_moments(mmembed.fit._pair_moments(part), merge_all(folds), list(seen))
+    single = {name: View.single(rows[:600]) for name, rows in segments.items()}
+    assert mmembed.fit._same_moments(
+        mmembed.fit._pair_moments(Pairs.of(single, fold)), Moments.of(single), list(single)
+    )
+
+
+def test_a_modality_without_pairs_does_not_keep_others_from_their_shared_space() -> None:
+    random = np.random.default_rng(0)
+    hidden = random.normal(size=(60, 24))
+    views = {name: hidden + 0.03 * random.normal(size=hidden.shape) for name in ("image", "text")}
+    views["audio"] = random.normal(size=(60, 7))
+    shared = Space("joint", "1", 24)
+    present = {**everything(views), "audio": np.arange(60) < 5}
+    folds, pairs = training(views, present)
+    spaces = {"image": shared, "text": shared, "audio": Space("sound", "1", 7)}
+    maps, report = fit_maps(folds, pairs, spaces, FitConfig(refine="none"), VERSION)
+    assert report["method"] == "identity" and set(maps) == {"image", "text"}
+    maps, report = fit_maps(folds, pairs, spaces, FitConfig(refine="none", dim=8), VERSION)
+    assert report["method"] == "cca" and maps["image"].output.dim == 8
+
+
 def test_identity_keeps_the_space_of_encoders_trained_together() -> None:
     views = planted(100, {"image": 12, "text": 12})
     maps, report = fit(views, fit="identity")
@@ -450,6 +488,8 @@ def test_records_weigh_what_their_source_says(tmp_path: Path) -> None:
     weighed = build(tmp_path, rows, dim=4, until="extract")
     folds, pairs = data_of(weighed, range(3), FitConfig(holdout=0.0, weight=("source=web:0.25",)))
     assert sum(moments.weight("image", "text") for moments in folds) == 4 + 8 * 0.25
+    folds, pairs = data_of(weighed, range(3), FitConfig(holdout=0.0, weight=("nothing=None:0.25",)))
+    assert sum(moments.weight("image", "text") for moments in folds) == 12  # no record has that key
     folds, pairs = data_of(weighed, range(3), FitConfig(holdout=0.0, weight=("source=web:0",)))
     assert sum(moments.count("image", "text") for moments in folds) == len(pairs) == 4
 

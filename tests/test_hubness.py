@@ -23,10 +23,12 @@ def test_csls_takes_off_half_the_mean_of_the_best_scores() -> None:
     assert not csls_terms(candidates, bank[:0], Scoring()).any()
 
 
-def test_csls_of_scores_with_a_term_takes_half_of_that_off_too() -> None:
+def test_csls_of_log_ratios_counts_the_terms_of_both_sides() -> None:
     scoring = Scoring(np.full(6, 0.5, np.float32))
     candidates, bank = 2 * unit(9, 0), 2 * unit(50, 1)
-    scores = bank @ candidates.T + scoring.terms(candidates)
+    mine, asked = scoring.terms(candidates), scoring.terms(bank)
+    assert mine is not None and asked is not None
+    scores = bank @ candidates.T + mine + asked[:, np.newaxis]
     expected = -np.sort(scores, axis=0)[-NEIGHBOURS:].mean(axis=0) / 2
     np.testing.assert_allclose(csls_terms(candidates, bank, scoring), expected, rtol=1e-4, atol=1e-5)
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from command import ENVIRONMENT, IN_PROCESS, complaint, mmembed, times
 from sklearn.metrics import average_precision_score
+from small_encoders import FLAGS
 
 from mmembed.dataset import Dataset
 from mmembed.hubness import bank_of, csls_terms
@@ -95,6 +96,16 @@ def test_an_unknown_label_is_one_line_and_changes_nothing(scored: Path) -> None:
         mmembed("evaluate", scored, "--label-column", "breed", expect=2)
     )
     assert times(scored) == before
+
+
+def test_filters_of_texts_keep_no_class_name_out_and_say_why_a_query_is_none(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    mmembed(
+        "build", manifest, out, "--text-min-words", 3, "--label-column", "color", "--holdout", 0.3, *FLAGS, *IN_PROCESS
+    )
+    assert evaluation(out)["classification"]
+    refused = complaint(mmembed("explain", out, "--text", "red", "--id", "scene-000003", expect=2))
+    assert "min_words" in refused
 
 
 JOINT = """
