@@ -230,7 +230,7 @@ def _config(options: argparse.Namespace, stored: dict[str, Any] | None = None) -
                 table = table.setdefault(name, {})
             table[key] = value
     config = from_json(config, given)
-    for key in ("fit", "dim", "refine", "lift", "holdout", "group_column", "group_media", "weight", "count"):
+    for key in (item.name for item in fields(config.fit) if item.name != "maps"):
         chosen = key in given.get("fit", {}) or getattr(config.fit, key) != getattr(start.fit, key)
         if chosen and config.fit.maps:
             raise UsageError(

@@ -225,16 +225,19 @@ def _singular_vectors(components: Components, roots: Mapping[str, Matrix], most:
 
 def _signed(vectors: Matrix) -> Matrix:
     """Columns, each with its largest entry positive: a decomposition leaves the sign to chance."""
-    largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
-    return vectors * np.where(largest < 0, -1, 1)
+    return vectors * _signs(vectors)
 
 
 def _with_signs(inner: dict[str, Matrix]) -> dict[str, Matrix]:
     """The same signs for all modalities, by the largest entry of all parts of a column."""
-    names = list(inner)
-    stacked = np.concatenate([inner[name] for name in names])
-    signs = np.sign(np.sum(_signed(stacked) * stacked, axis=0))
-    return {name: inner[name] * np.where(signs < 0, -1, 1) for name in names}
+    signs = _signs(np.concatenate(list(inner.values())))
+    return {name: matrix * signs for name, matrix in inner.items()}
+
+
+def _signs(vectors: Matrix) -> Matrix:
+    """That of the largest entry of each column, 1 or -1, (k,)."""
+    largest = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
+    return np.where(largest < 0, -1.0, 1.0)
 
 
 def _unit_columns(matrix: Matrix) -> Matrix:

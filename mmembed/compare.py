@@ -7,8 +7,7 @@ from typing import Any
 
 from mmembed.dataset import Dataset
 from mmembed.errors import UsageError
-from mmembed.evaluate import ask, columns, hubness_of, read_held_out
-from mmembed.hubness import bank_of
+from mmembed.evaluate import columns, hubness_of, read_exam
 from mmembed.metrics import paired_test, per_query
 
 FIGURES = ("recall@1", "recall@10", "mrr")
@@ -22,24 +21,20 @@ def compare(first: Dataset, second: Dataset) -> list[dict[str, Any]]:
     Raises:
         UsageError: no record with two modalities is held out in both.
     """
-    sides = [(dataset, read_held_out(dataset)) for dataset in (first, second)]
-    names = [name for name in sides[0][1] if name in sides[1][1]]
-    common = {name: set(sides[0][1][name].ids) & set(sides[1][1][name].ids) for name in names}
+    exams = [read_exam(dataset) for dataset in (first, second)]
+    names = [name for name in exams[0].records if name in exams[1].records]
+    common = {name: set(exams[0].records[name].ids) & set(exams[1].records[name].ids) for name in names}
     pairs = [(query, target) for query, target in permutations(names, 2) if common[query] & common[target]]
     if not pairs:
         raise UsageError(
             f"no record with two modalities is held out both in {first.root} and in {second.root}: "
             "build both from the same records, with the same --holdout and --group-column"
         )
-    asked = {}
-    for number, (dataset, held_out) in enumerate(sides):
-        both = {name: held_out[name].only(common[name]) for name in names}
-        banks = {name: bank_of(dataset, name) for name in names}
-        for query, target in pairs:
-            asked[number, query, target] = ask(dataset, query, target, both, banks, hubness_of(dataset))
+    ways = [hubness_of(dataset) for dataset in (first, second)]
+    exams = [exam.only(common) for exam in exams]
     rows: list[dict[str, Any]] = []
     for query, target in pairs:
-        mine, other = asked[0, query, target], asked[1, query, target]
+        mine, other = (exam.ask(query, target, way) for exam, way in zip(exams, ways))
         place = {id: row for row, id in enumerate(other.ids)}
         order = [place[id] for id in mine.ids]
         values = per_query(mine.outcome()), per_query(other.outcome())

@@ -67,6 +67,7 @@ class ExtractConfig:
 
 METHODS = ("cca", "pmi", "ridge", "procrustes", "pls", "identity")
 REFINEMENTS = ("auto", "none", "softmax", "sigmoid", "triplet")
+HUBNESS = ("none", "csls")
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class IndexConfig:
     )
 
     def __post_init__(self) -> None:
-        _require(self.hubness in ("none", "csls"), "hubness", self.hubness, "none or csls")
+        _require(self.hubness in HUBNESS, "hubness", self.hubness, " or ".join(HUBNESS))
 
 
 @dataclass(frozen=True)

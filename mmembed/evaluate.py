@@ -12,16 +12,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmembed.config import Config, from_json, modalities
+from mmembed.config import HUBNESS, Config, from_json, modalities
 from mmembed.dataset import Dataset
 from mmembed.errors import DatasetError, UsageError
 from mmembed.hubness import bank_of
 from mmembed.index import blocks, candidate_rows, entry_of, open_modality, query_rows, scoring_of, term_columns
+from mmembed.linear import Scoring
 from mmembed.metrics import (
     CUTOFFS,
     Outcome,
     classification,
     modality_gap,
+    nearest,
     outcome,
     per_query,
     skewness_of_hits,
@@ -33,13 +35,8 @@ from mmembed.shards import read_table
 from mmembed.splits import HELD_OUT
 from mmembed.tables import vectors_from_arrow
 
-HUBNESS = ("none", "csls")
-"""Ways to treat hubs, both of which are measured, whichever the index has."""
-
 TEXT = "text"
 """The modality that names of classes are of."""
-
-_BLOCK_SCORES = 1 << 22  # 16 MB of float32
 
 VERSION = "3"
 """Of the way figures are computed: a change of it needs another one, so that what was made before is made again."""
@@ -62,6 +59,10 @@ class HeldOut:
     labels: Sequence[str]
     vectors: NDArray[np.float32]
     starts: NDArray[np.int64]
+
+    def means(self, scoring: Scoring) -> NDArray[np.float32]:
+        """One embedding for each record, float32 (n, k)."""
+        return scoring.means(self.vectors, self.starts)
 
     def only(self, ids: Collection[str]) -> HeldOut:
         """Those of some records, in the same order."""
@@ -101,17 +102,8 @@ class Asked:
 
     def hubness(self) -> float:
         """Skewness of how often each candidate record is among the first 10."""
-        k = min(10, len(self.starts))
-        size = max(1, _BLOCK_SCORES // max(self.candidates.shape))
-        hits = [
-            np.argpartition(
-                -np.maximum.reduceat(self.queries[start : start + size] @ self.candidates.T, self.starts, axis=1),
-                k - 1,
-                axis=1,
-            )[:, :k]
-            for start in range(0, len(self.queries), size)
-        ]
-        return skewness_of_hits(np.concatenate(hits), len(self.starts))
+        hits = nearest(self.queries, self.candidates, self.starts, 10)
+        return skewness_of_hits(hits, len(self.starts))
 
 
 def evaluate(dataset: Dataset, label_column: str = "") -> dict[str, Any]:
@@ -135,66 +127,87 @@ def evaluate(dataset: Dataset, label_column: str = "") -> dict[str, Any]:
         DatasetError: a file is damaged, or embeddings and features are not of the same rows.
         SpaceError: two modalities' embeddings are of different spaces.
     """
-    held_out = read_held_out(dataset, label_column)
-    hubness = hubness_of(dataset)
-    banks = {name: bank_of(dataset, name) for name in held_out}
-    rows = [
-        {"query": query, "target": target, **_row(dataset, query, target, held_out, banks, hubness)}
-        for query, target in permutations(held_out, 2)
-        if set(held_out[query].ids) & set(held_out[target].ids)
-    ]
-    records = {modality: len(records.ids) for modality, records in held_out.items()}
+    exam, hubness = read_exam(dataset, label_column), hubness_of(dataset)
+    found = {}
+    for target in exam.records:
+        asked = {query: {way: exam.ask(query, target, way) for way in HUBNESS} for query in exam.queries_of(target)}
+        for query, ways in asked.items():
+            found[query, target] = {"query": query, "target": target, **_row(exam, query, target, ways, hubness)}
+        if "index" in dataset.stages:
+            as_indexed = {query: ways[hubness] for query, ways in asked.items()}
+            for query, recall in _index_recalls(dataset, as_indexed, target).items():
+                found[query, target]["index_recall@10"] = recall
+    rows = [found[pair] for pair in permutations(exam.records, 2) if pair in found]
+    records = {modality: len(records.ids) for modality, records in exam.records.items()}
     result = {"records": records, "rows": rows, "note": "" if rows else _note(records)}
-    return result | {"classification": _classified(dataset, held_out, banks, hubness)} if label_column else result
+    return result | {"classification": _classified(dataset, exam, hubness)} if label_column else result
 
 
-def read_held_out(dataset: Dataset, label_column: str = "") -> dict[str, HeldOut]:
-    """The held-out records by modality.
+def check_label_column(dataset: Dataset, key: str) -> None:
+    """Raise UsageError for a key that no record has."""
+    known = dataset.stage("extract").summary["kinds"]
+    if key and key not in known:
+        raise UsageError(f"no record has the label column {key!r}; known are {', '.join(known) or 'none'}")
+
+
+@dataclass(frozen=True, eq=False)
+class Exam:
+    """What is asked of a data set: its held-out records, and what their scores need.
+
+    Attributes:
+        records: by modality.
+        banks: embeddings of training queries by modality, for hubness = "csls".
+    """
+
+    scoring: Scoring
+    records: Mapping[str, HeldOut]
+    banks: Mapping[str, NDArray[np.float32]]
+
+    def only(self, ids: Mapping[str, Collection[str]]) -> Exam:
+        """With some of the records, by the modalities that are named."""
+        return replace(self, records={name: self.records[name].only(chosen) for name, chosen in ids.items()})
+
+    def queries_of(self, target: str) -> list[str]:
+        """The other modalities of which some record has the target too."""
+        own = set(self.records[target].ids)
+        return [name for name, records in self.records.items() if name != target and own & set(records.ids)]
+
+    def columns(self, hubness: str) -> list[str]:
+        """See `mmembed.index.term_columns`."""
+        return term_columns(self.scoring, hubness, list(self.records))
+
+    def ask(self, query: str, target: str, hubness: str) -> Asked:
+        """One direction of retrieval."""
+        queries, targets = self.records[query], self.records[target]
+        own = {id: place for place, id in enumerate(queries.ids)}
+        answers = {id: place for place, id in enumerate(targets.ids)}
+        asked = [place for id, place in own.items() if id in answers]
+        query_codes, target_codes = _codes(queries.hashes), _codes(targets.hashes)
+        # A candidate without the query's modality has the label -1 there, which no query has.
+        query_side = [query_codes[own[id]] if id in own else -1 for id in targets.ids]
+        columns = self.columns(hubness)
+        return Asked(
+            [queries.ids[place] for place in asked],
+            query_codes[asked],
+            query_rows(queries.means(self.scoring)[asked], {query: 1.0}, columns),
+            candidate_rows(targets.vectors, target, self.scoring, columns, self.banks),
+            targets.starts,
+            np.array([(query_codes[place], target_codes[answers[queries.ids[place]]]) for place in asked]),
+            np.stack([query_side, target_codes], axis=1),
+        )
+
+
+def read_exam(dataset: Dataset, label_column: str = "") -> Exam:
+    """The held-out records of a data set.
 
     Raises: as of `evaluate`.
     """
     spaces = dataset.modalities("project")
     for name, space in spaces.items():
         next(iter(spaces.values())).check(space, f"embeddings/{name}")
-    kinds = dataset.stage("project").summary["kinds"]
-    if label_column and label_column not in kinds:
-        raise UsageError(
-            f"no record has the label column {label_column!r}; their keys are {', '.join(kinds) or 'none'}"
-        )
-    return {modality: _held_out(dataset, modality, label_column) for modality in spaces}
-
-
-def ask(
-    dataset: Dataset,
-    query: str,
-    target: str,
-    held_out: Mapping[str, HeldOut],
-    banks: Mapping[str, NDArray[np.float32]],
-    hubness: str,
-) -> Asked:
-    """One direction of retrieval between held-out records.
-
-    Args:
-        banks: embeddings of training queries by modality, where hubness = "csls".
-    """
-    queries, targets = held_out[query], held_out[target]
-    own = {id: place for place, id in enumerate(queries.ids)}
-    answers = {id: place for place, id in enumerate(targets.ids)}
-    asked = [place for id, place in own.items() if id in answers]
-    query_codes, target_codes = _codes(queries.hashes), _codes(targets.hashes)
-    # A candidate without the query's modality has the label -1 there, which no query has.
-    query_side = [query_codes[own[id]] if id in own else -1 for id in targets.ids]
-    scoring = scoring_of(dataset)
-    columns = term_columns(scoring, hubness, list(held_out))
-    return Asked(
-        [queries.ids[place] for place in asked],
-        query_codes[asked],
-        query_rows(scoring.means(queries.vectors, queries.starts)[asked], {query: 1.0}, columns),
-        candidate_rows(targets.vectors, target, scoring, columns, banks),
-        targets.starts,
-        np.array([(query_codes[place], target_codes[answers[queries.ids[place]]]) for place in asked]),
-        np.stack([query_side, target_codes], axis=1),
-    )
+    check_label_column(dataset, label_column)
+    records = {modality: _held_out(dataset, modality, label_column) for modality in spaces}
+    return Exam(scoring_of(dataset), records, {name: bank_of(dataset, name) for name in records})
 
 
 def hubness_of(dataset: Dataset) -> str:
@@ -204,20 +217,12 @@ def hubness_of(dataset: Dataset) -> str:
     return str(dataset.config.get("index", {}).get("hubness", "none"))
 
 
-def _row(
-    dataset: Dataset,
-    query: str,
-    target: str,
-    held_out: Mapping[str, HeldOut],
-    banks: Mapping[str, NDArray[np.float32]],
-    hubness: str,
-) -> dict[str, Any]:
-    asked = {way: ask(dataset, query, target, held_out, banks, way) for way in HUBNESS}
+def _row(exam: Exam, query: str, target: str, asked: Mapping[str, Asked], hubness: str) -> dict[str, Any]:
+    """One row of the evaluation; `asked` by the way hubs are treated."""
     found = {way: of.outcome() for way, of in asked.items()}
     row: dict[str, Any] = dict(summary(found[hubness], asked[hubness].media))
-    scoring = scoring_of(dataset)
-    means = {name: scoring.means(held_out[name].vectors, held_out[name].starts) for name in (query, target)}
-    row["modality_gap"] = modality_gap(means[query], means[target])
+    queries, targets = exam.records[query], exam.records[target]
+    row["modality_gap"] = modality_gap(queries.means(exam.scoring), targets.means(exam.scoring))
     row["hubness"] = {
         way: {
             "skewness": asked[way].hubness(),
@@ -225,10 +230,7 @@ def _row(
         }
         for way in HUBNESS
     }
-    row |= _by_label(asked[hubness], held_out[query], held_out[target])
-    if "index" in dataset.stages:
-        row["index_recall@10"] = _index_recall(dataset, asked[hubness], target)
-    return row
+    return row | _by_label(asked[hubness], queries, targets)
 
 
 def _by_label(asked: Asked, queries: HeldOut, targets: HeldOut) -> dict[str, Any]:
@@ -254,12 +256,13 @@ def _by_label(asked: Asked, queries: HeldOut, targets: HeldOut) -> dict[str, Any
     return {"by_label": figures}
 
 
-def _index_recall(dataset: Dataset, asked: Asked, target: str) -> float:
-    """The share of the exact 10 best rows of embeddings/<target> that the index gives, for at most 1,000 queries.
-
-    Rows that tie with the last of them count too.
-    """
-    queries = asked.queries[np.linspace(0, len(asked.queries) - 1, min(1000, len(asked.queries))).astype(np.intp)]
+def _index_recalls(dataset: Dataset, asked: Mapping[str, Asked], target: str) -> dict[str, float]:
+    """By modality of queries, the share of the exact 10 best rows of embeddings/<target> that the index gives, for at
+    most 1,000 queries each. Rows that tie with the last of them count too."""
+    if not asked:
+        return {}
+    chosen = {query: _spread(of.queries, 1000) for query, of in asked.items()}
+    queries = np.concatenate(list(chosen.values()))
     index = open_modality(dataset, target)
     k = min(10, index.ntotal)
     found, _ = index.search(queries, k)
@@ -267,32 +270,36 @@ def _index_recall(dataset: Dataset, asked: Asked, target: str) -> float:
     for _, rows in blocks(dataset, target, entry_of(dataset, target)):
         best = -np.sort(-np.concatenate([best, queries @ rows.T], axis=1), axis=1)[:, :k]
     tolerance = 1e-5 * np.maximum(1, np.abs(best[:, -1:]))
-    return float((found >= best[:, -1:] - tolerance).mean())
+    good = (found >= best[:, -1:] - tolerance).mean(axis=1)
+    parts = np.split(good, np.cumsum([len(rows) for rows in chosen.values()])[:-1])
+    return {query: float(part.mean()) for query, part in zip(chosen, parts, strict=True)}
 
 
-def _classified(
-    dataset: Dataset, held_out: Mapping[str, HeldOut], banks: Mapping[str, NDArray[np.float32]], hubness: str
-) -> list[dict[str, Any]]:
+def _spread(rows: NDArray[np.float32], count: int) -> NDArray[np.float32]:
+    """At most so many rows, evenly spread."""
+    return rows[np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(np.intp)]
+
+
+def _classified(dataset: Dataset, exam: Exam, hubness: str) -> list[dict[str, Any]]:
     """Zero-shot classification of each modality's records by the names of the classes as texts."""
-    names = sorted({label for records in held_out.values() for label in records.labels if label})
+    names = sorted({label for records in exam.records.values() for label in records.labels if label})
+    if len(names) < 2 or TEXT not in dataset.modalities("fit"):
+        return []
     config = from_json(Config(), dict(dataset.config))
     parts = modalities(config.extract)
     cut, encoder = parts[TEXT]
     assert isinstance(cut, Text)
     parts[TEXT] = (replace(cut, min_words=0, max_words=0, languages=()), encoder)  # a name is no text to be filtered
     searcher = Searcher(dataset, parts, config)
-    if len(names) < 2 or TEXT not in dataset.modalities("fit"):
-        return []
     vectors = np.stack([searcher.embed(Query.of(text=name)).vector for name in names])
-    scoring = scoring_of(dataset)
-    columns = term_columns(scoring, hubness, list(held_out))
-    candidates = candidate_rows(vectors, TEXT, scoring, columns, banks)
+    columns = exam.columns(hubness)
+    candidates = candidate_rows(vectors, TEXT, exam.scoring, columns, exam.banks)
     rows = []
-    for modality, records in held_out.items():
+    for modality, records in exam.records.items():
         labelled = [place for place, label in enumerate(records.labels) if label]
         if not labelled:
             continue
-        queries = query_rows(scoring.means(records.vectors, records.starts)[labelled], {modality: 1.0}, columns)
+        queries = query_rows(records.means(exam.scoring)[labelled], {modality: 1.0}, columns)
         predicted = (queries @ candidates.T).argmax(axis=1)
         true = np.searchsorted(names, [records.labels[place] for place in labelled])
         figures = classification(predicted, true)

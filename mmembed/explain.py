@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from mmembed.encoders import Encoder
 from mmembed.errors import RecordError, UsageError
+from mmembed.index import scoring_of
 from mmembed.inputs import open_source
 from mmembed.linear import LinearMap, Scoring
 from mmembed.search import ANY, Query, Searcher
@@ -134,24 +135,23 @@ def explain(searcher: Searcher, query: Query, id: str, to: str = ANY) -> Explana
         raise UsageError(f"the record {id!r} has no {to}, but {', '.join(record.media)}")
     (first, *_) = _segments(searcher, Record("query", {modality: (media,)}), modality)
     asked = _embed(searcher, modality, searcher.map_of(modality), [first.data])[0]
-    candidates = [
-        (segment, name, searcher.map_of(name)) for name in targets for segment in _segments(searcher, record, name)
-    ]
-    scored = [
-        (_score(asked, _embed(searcher, name, linear_map, [segment.data])[0], linear_map.scoring), place)
-        for place, (segment, name, linear_map) in enumerate(candidates)
-    ]
-    if not scored:
+    scoring = scoring_of(searcher.dataset)
+    candidates = []
+    for target in targets:
+        linear_map = searcher.map_of(target)
+        for segment in _segments(searcher, record, target):
+            found = _embed(searcher, target, linear_map, [segment.data])[0]
+            score = float(asked.astype(np.float64) @ found.astype(np.float64)) + _term(scoring, found)
+            candidates.append((score, found, segment, target, linear_map))
+    if not candidates:
         raise UsageError(f"nothing of the record {id!r} can be embedded: see `mmembed errors`")
-    score, place = max(scored, key=lambda pair: (pair[0], -pair[1]))
-    segment, target, linear_map = candidates[place]
-    found = _embed(searcher, target, linear_map, [segment.data])[0]
-    term = linear_map.scoring.terms(found[np.newaxis])
-    own = float(term[0]) if term is not None else 0.0
+    # The first of those that score the same.
+    score, found, segment, target, linear_map = max(candidates, key=lambda candidate: candidate[0])
+    term = _term(scoring, found)
     return Explanation(
         score,
-        _side(searcher, first, modality, "query", searcher.map_of(modality), found, own),
-        _side(searcher, segment, target, id, linear_map, asked, own),
+        _side(searcher, first, modality, "query", searcher.map_of(modality), found, term),
+        _side(searcher, segment, target, id, linear_map, asked, term),
     )
 
 
@@ -203,9 +203,10 @@ def _embed(searcher: Searcher, modality: str, linear_map: LinearMap, contents: S
     return linear_map.scoring.embeddings(_values(searcher, modality, linear_map, contents))
 
 
-def _score(query: NDArray[np.float32], candidate: NDArray[np.float32], scoring: Scoring) -> float:
-    term = scoring.terms(candidate[np.newaxis])
-    return float(query.astype(np.float64) @ candidate.astype(np.float64)) + (float(term[0]) if term is not None else 0)
+def _term(scoring: Scoring, candidate: NDArray[np.float32]) -> float:
+    """What a candidate's score has beside the inner product."""
+    terms = scoring.terms(candidate[np.newaxis])
+    return 0.0 if terms is None else float(terms[0])
 
 
 def _segments(searcher: Searcher, record: Record, modality: str) -> list[Segment]:

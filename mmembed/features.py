@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from mmembed.files import Stamp
 from mmembed.moments import View
 from mmembed.scratch import Scratch
 from mmembed.shards import fingerprint, read_footer, read_table, shard_path, write_table
+from mmembed.splits import number_of
 from mmembed.tables import (
     DROPPED,
     ERRORS,
@@ -306,13 +306,9 @@ def read_unit(dataset: Dataset, number: int, modalities: Sequence[str]) -> UnitF
         rows = np.array([row_of[id] for id in table.column("id").to_pylist()], np.int64)
         views[name] = View.of(vectors_from_arrow(table.column("feature")), rows, len(ids))
         media[name] = np.zeros(len(ids), np.uint64)
-        numbers = np.array([_number(digest) for digest in table.column("content_hash").to_pylist()], np.uint64)
+        numbers = np.array([number_of(digest) for digest in table.column("content_hash").to_pylist()], np.uint64)
         media[name][rows[::-1]] = numbers[::-1]  # the first of a record's rows stays
     return UnitFeatures(ids, records, views, media)
-
-
-def _number(content_hash: str) -> int:
-    return int.from_bytes(hashlib.blake2b(content_hash.encode(), digest_size=8).digest(), "big")
 
 
 def read_records(dataset: Dataset, number: int) -> tuple[list[str], list[dict[str, Any]]]:

@@ -206,23 +206,23 @@ def fit_maps(
         UsageError: no two modalities come together in enough records, or nothing that was learned holds in the fold
             that was not fitted, or the method can't be used here.
     """
+    total = merge_all(folds)
     if config.fit == "identity":
-        return _identity(merge_all(folds), spaces, version)
-    modalities = _paired(merge_all(folds))
+        return _identity(total, spaces, version)
+    modalities = _paired(total)
     tried = _spread(pairs, _TRIAL_RECORDS)
-    lifts, lift_report = _choose_lift(folds, pairs, tried, modalities, config)
+    lifts, lift_report = _choose_lift(total, pairs, tried, modalities, config)
     if lifts:
         folds, pairs, tried = _lifted_folds(pairs, lifts), _lifted(pairs, lifts), _lifted(tried, lifts)
-    total = merge_all(folds)
+        total = merge_all(folds)
     components = Components.of(total, modalities)
     counts = {(a, b): total.count(a, b) for a, b in combinations(modalities, 2)}
     sides = _sides(folds, tried, components)
     found = _METHODS[config.fit](components, sides, counts)
     # Nothing above depends on `config.dim`: the rows of a smaller map are the first rows of a larger one.
     found, refine_report = _refined(found, sides, pairs, components, counts, config.refine)
-    same = _shared_space(modalities, spaces)
-    wide_enough = same and not 0 < config.dim < same.dim  # else the features as they are are no choice
-    if same and wide_enough and (kept := _better_unchanged(found, sides, same, counts)):
+    same = _shared_space(modalities, spaces, config.dim)
+    if same and (kept := _better_unchanged(found, sides, same, counts)):
         maps, report = _identity(total, dict.fromkeys(modalities, same), version)
         return maps, {**report, "decision": kept}
     output = Space("mmembed", version[:16], min(config.dim or found.size, found.most))
@@ -231,7 +231,7 @@ def fit_maps(
         "method": config.fit,
         "modalities": list(maps),
         "output": asdict(output),
-        "spectrum": maps[modalities[0]].scoring.to_json(),
+        "spectrum": found.scoring.first(output.dim).to_json(),
         "pairs": {f"{a}+{b}": count for (a, b), count in counts.items()},
         "records": {name: total.count(name, name) for name in modalities},
         "sample": len(pairs),
@@ -252,14 +252,14 @@ class _Fitted:
         directions: of all training records' components, (q, most) each.
         of_sides: the same, of each side of cross-validation.
         matrices: by modality (most, most), what variates are multiplied with; a diagonal before refinement.
-        spectrum: of the Gaussian PMI score, (most,); None for cosines.
+        scoring: of all directions.
         size: how many directions pay off.
     """
 
     directions: Directions
     of_sides: Sequence[Directions]
     matrices: dict[str, NDArray[np.float32]]
-    spectrum: NDArray[np.float32] | None
+    scoring: Scoring
     size: int
     report: Mapping[str, Any]
 
@@ -267,6 +267,11 @@ class _Fitted:
     def most(self) -> int:
         """The directions that there are."""
         return int(next(iter(self.matrices.values())).shape[1])
+
+    @property
+    def width(self) -> int:
+        """How many of the directions that pay off all sides have."""
+        return min(self.size, *(_width(directions) for directions in self.of_sides))
 
 
 @dataclass(frozen=True, eq=False)
@@ -319,27 +324,32 @@ def _sides(folds: Sequence[Moments], pairs: Pairs, components: Components) -> li
 
 def _canonical(components: Components, sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]) -> _Fitted:
     """CCA: directions of unit variance, weighted by s^p."""
-    ridges, rho, trials = _choose_ridges(sides, counts)
-    directions = closed_form.canonical(components, ridges, len(rho))
-    of_sides = [closed_form.canonical(side.fitted, ridges, len(rho)) for side in sides]
-    s = rho[: _width(directions)]
+    directions, of_sides, s, report = _canonical_directions(components, sides, counts)
     weighted = {power: s**power for power in POWERS}
     size, power, sizes = _choose(sides, of_sides, weighted, Scoring(), counts)
-    report = {**_canonical_report(ridges, s, trials), "power": power, "sizes": sizes}
-    return _Fitted(directions, of_sides, _diagonals(directions, weighted[power]), None, size, report)
+    report |= {"power": power, "sizes": sizes}
+    return _Fitted(directions, of_sides, _diagonals(directions, weighted[power]), Scoring(), size, report)
 
 
 def _gaussian(components: Components, sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]) -> _Fitted:
     """The score that a CCA model itself implies: z = u sqrt(s / (1 - s^2)), see `mmembed.linear.Scoring`."""
+    directions, of_sides, s, report = _canonical_directions(components, sides, counts)
+    weight, scoring = np.sqrt(s / (1 - s**2)), Scoring(s.astype(np.float32))
+    size, _, sizes = _choose(sides, of_sides, {1.0: weight}, scoring, counts)
+    report |= {"sizes": sizes}
+    return _Fitted(directions, of_sides, _diagonals(directions, weight), scoring, size, report)
+
+
+def _canonical_directions(
+    components: Components, sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]
+) -> tuple[Directions, list[Directions], Matrix, dict[str, Any]]:
+    """Canonical directions of all records and of each side, their held-out correlations, and what the report says."""
     ridges, rho, trials = _choose_ridges(sides, counts)
     directions = closed_form.canonical(components, ridges, len(rho))
     of_sides = [closed_form.canonical(side.fitted, ridges, len(rho)) for side in sides]
     s = rho[: _width(directions)]
-    weight = np.sqrt(s / (1 - s**2))
-    spectrum = s.astype(np.float32)
-    size, _, sizes = _choose(sides, of_sides, {1.0: weight}, Scoring(spectrum), counts)
-    report = {**_canonical_report(ridges, s, trials), "sizes": sizes}
-    return _Fitted(directions, of_sides, _diagonals(directions, weight), spectrum, size, report)
+    report = {"ridge": ridges, "correlations": [round(float(value), 6) for value in s], "trials": trials}
+    return directions, of_sides, s, report
 
 
 def _least_squares(components: Components, sides: Sequence[_Side], counts: Mapping[tuple[str, str], int]) -> _Fitted:
@@ -401,7 +411,7 @@ def _plain(
     """Directions that are not weighted, as many as pay off."""
     ones = np.ones(_width(directions))
     size, _, sizes = _choose(sides, of_sides, {0.0: ones}, Scoring(), counts)
-    return _Fitted(directions, of_sides, _diagonals(directions, ones), None, size, {**report, "sizes": sizes})
+    return _Fitted(directions, of_sides, _diagonals(directions, ones), Scoring(), size, {**report, "sizes": sizes})
 
 
 def _choose(
@@ -415,7 +425,7 @@ def _choose(
     most = min(len(next(iter(weighted.values()))), *(_width(found) for found in of_sides))
     sizes = [size for size in SIZES if size < most] + [most]
     scores = {
-        (size, power): _mean_score(sides, _cut(of_sides, weights, size), _cut_scoring(scoring, size), counts)
+        (size, power): _mean_score(sides, _cut(of_sides, weights, size), scoring.first(size), counts)
         for size in sizes
         for power, weights in weighted.items()
     }
@@ -429,10 +439,6 @@ def _choose(
 
 def _cut(of_sides: Sequence[Directions], weights: Matrix, size: int) -> list[Directions]:
     return [{name: matrix[:, :size] * weights[:size] for name, matrix in found.items()} for found in of_sides]
-
-
-def _cut_scoring(scoring: Scoring, size: int) -> Scoring:
-    return scoring if scoring.spectrum is None else Scoring(scoring.spectrum[:size])
 
 
 def _mean_score(
@@ -460,8 +466,7 @@ def _refined(
     if wanted == "auto" and len(pairs) < _DESCENT_RECORDS:
         return found, {"decision": f"not tried: {len(pairs)} training records, fewer than {_DESCENT_RECORDS}"}
     loss = "softmax" if wanted == "auto" else wanted
-    width = min(found.size, *(_width(directions) for directions in found.of_sides))
-    scoring = Scoring(None if found.spectrum is None else found.spectrum[:width])
+    width, scoring = found.width, found.scoring.first(found.width)
     start = {name: matrix[:width, :width] for name, matrix in found.matrices.items()}
 
     courses = []
@@ -594,10 +599,9 @@ def _fold_correlations(side: _Side, directions: Directions) -> dict[tuple[str, s
 
 
 def _choose_lift(
-    folds: Sequence[Moments], pairs: Pairs, tried: Pairs, modalities: Sequence[str], config: FitConfig
+    total: Moments, pairs: Pairs, tried: Pairs, modalities: Sequence[str], config: FitConfig
 ) -> tuple[dict[str, Lift], dict[str, Any]]:
     """Random Fourier features for each modality if they help by far in a first trial; none if not."""
-    total = merge_all(folds)
     if config.lift == "none":
         return {}, {"decision": "not wanted"}
     if config.weight or config.count == "segments":
@@ -702,25 +706,28 @@ def _identity(total: Moments, spaces: Mapping[str, Space], version: str) -> tupl
     return maps, report
 
 
-def _shared_space(modalities: Sequence[str], spaces: Mapping[str, Space]) -> Space | None:
-    """The space of all modalities' features, if it is one: they come from encoders trained together."""
-    several = {spaces[name] for name in modalities}
-    return several.pop() if len(several) == 1 else None
+def _shared_space(modalities: Sequence[str], spaces: Mapping[str, Space], dim: int) -> Space | None:
+    """The space of all modalities' features, if it is one: they come from encoders trained together.
+
+    None too where fewer dimensions are wanted, for the features as they are are then no choice.
+    """
+    first = spaces[modalities[0]]
+    shared = all(spaces[name] == first for name in modalities)
+    return first if shared and not 0 < dim < first.dim else None
 
 
 def _better_unchanged(
     found: _Fitted, sides: Sequence[_Side], space: Space, counts: Mapping[tuple[str, str], int]
 ) -> str:
     """Why the features of encoders trained together are kept as they are; "" where the fit is better."""
-    width = min(found.size, *(_width(directions) for directions in found.of_sides))
-    scoring = Scoring(None if found.spectrum is None else found.spectrum[:width])
+    width = found.width
     fitted = _mean_score(
         sides,
         [
             {name: matrix[:, :width] @ found.matrices[name][:width, :width] for name, matrix in directions.items()}
             for directions in found.of_sides
         ],
-        scoring,
+        found.scoring.first(width),
         counts,
     )
     plain = Scoring()
@@ -766,12 +773,8 @@ def _map(
     inner = found.directions[name] @ found.matrices[name].astype(np.float64)[:, : output.dim]
     weight = (components.bases[name] @ inner).T
     bias = -weight @ components.means[name]
-    spectrum = None if found.spectrum is None else found.spectrum[: output.dim]
-    return LinearMap(weight.astype(np.float32), bias.astype(np.float32), input, output, Scoring(spectrum), lift)
-
-
-def _canonical_report(ridges: Ridges, s: Matrix, trials: list[dict[str, Any]]) -> dict[str, Any]:
-    return {"ridge": ridges, "correlations": [round(float(value), 6) for value in s], "trials": trials}
+    scoring = found.scoring.first(output.dim)
+    return LinearMap(weight.astype(np.float32), bias.astype(np.float32), input, output, scoring, lift)
 
 
 def _spread(pairs: Pairs, count: int) -> Pairs:

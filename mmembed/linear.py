@@ -45,6 +45,10 @@ class Scoring:
         """The spectrum as JSON values."""
         return None if self.spectrum is None else [float(value) for value in self.spectrum]
 
+    def first(self, size: int) -> Scoring:
+        """Of embeddings that are cut after so many dimensions."""
+        return self if self.spectrum is None else Scoring(self.spectrum[:size])
+
     def embeddings(self, z: Array) -> Array:
         """Values (n, k) of maps as embeddings."""
         return normalize_rows(z) if self.spectrum is None else z

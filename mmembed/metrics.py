@@ -25,7 +25,7 @@ class Outcome:
     """One direction of retrieval, query by query.
 
     Attributes:
-        rank: of the best right answer, 1 for first, float64 (q,); the same as `ranks` gives.
+        rank: of the best right answer, 1 for first, float64 (q,).
         right: number of right candidates, at least 1, int64 (q,).
         average_precision: mean over the right answers of the share of right ones down to their rank, float64 (q,).
         ndcg: nDCG@10, float64 (q,): the sum of 1 / log2(1 + rank) over the right answers among the first 10, divided
@@ -54,33 +54,17 @@ def outcome(
 ) -> Outcome:
     """How well each query finds its right answers by inner products.
 
+    Among scores that tie, the rank is the mean over all their orders: with t wrong and r right ones at the best right
+    score, below a better ones, it is 1 + a + t / (r + 1); the mid-rank where r = 1. So a model that gives all the
+    same score ranks like a random order, (n + 1) / (r + 1), and not like a perfect one. Scores tie where they differ
+    by at most 1e-6 max(1, |q| max |g|), g any candidate's row.
+
     Average precision and nDCG are means over all orders of what ties. A right answer with t scores in its tie (its own
     too), g of them right, below a better ones, R of them right, comes at each of the ranks a + 1 to a + t equally
     often, and at rank a + j it has a precision of (R + 1 + (j - 1) (g - 1) / (t - 1)) / (a + j) on average (McSherry
-    and Najork, ECIR 2008). Its tie is what scores as it does, give or take the tolerance of `ranks`.
+    and Najork, ECIR 2008).
 
-    Args, Raises: as of `ranks`. Each block of scores is sorted: O(n log n) a query.
-    """
-    blocks = _blocks(queries, candidates, starts, query_labels, candidate_labels)
-    parts = [(*_block_ranks(scores, right), *_block_gains(scores, right)) for scores, right in blocks]
-    rank, right, precision, ndcg = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    return Outcome(rank, right, precision, ndcg, len(starts))
-
-
-def ranks(
-    queries: NDArray[np.float32],
-    candidates: NDArray[np.float32],
-    starts: NDArray[np.int64],
-    query_labels: NDArray[np.int64],
-    candidate_labels: NDArray[np.int64],
-) -> tuple[Values, NDArray[np.int64]]:
-    """At which rank the best right answer to each query comes, 1 for first; and how many right answers there are.
-
-    Among scores that tie, the rank is the mean over all their orders: with t wrong and r right ones at the best right
-    score, below a better ones, it is 1 + a + t / (r + 1); the mid-rank where r = 1. So a model that gives all the
-    same score ranks like a random order, (n + 1) / (r + 1), and not like a perfect one.
-
-    Scores are inner products. They tie where they differ by at most 1e-6 max(1, |q| max |g|), g any candidate's row.
+    Scores are held for a block of queries at a time, and sorted: O(n log n) a query.
 
     Args:
         queries: vectors of any length (q, k), at least one.
@@ -89,25 +73,33 @@ def ranks(
         query_labels: (q, m).
         candidate_labels: (n, m). A candidate is right if it has the query's label in any column.
 
-    Returns:
-        Ranks (q,) and numbers of right candidates (q,). Scores are held for a block of queries at a time.
-
     Raises:
         ValueError: a query has no right candidate, there is no query, or a vector has a value that is not finite.
     """
-    blocks = _blocks(queries, candidates, starts, query_labels, candidate_labels)
-    parts = [_block_ranks(scores, right) for scores, right in blocks]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    parts = []
+    for block, scores in _scores(queries, candidates, starts):
+        is_right = (query_labels[block, np.newaxis] == candidate_labels).any(axis=2)
+        parts.append((*_block_ranks(scores, is_right), *_block_gains(scores, is_right)))
+    rank, right, precision, ndcg = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    return Outcome(rank, right, precision, ndcg, len(starts))
 
 
-def _blocks(
-    queries: NDArray[np.float32],
-    candidates: NDArray[np.float32],
-    starts: NDArray[np.int64],
-    query_labels: NDArray[np.int64],
-    candidate_labels: NDArray[np.int64],
-) -> Iterator[tuple[NDArray[np.float32], NDArray[np.bool_]]]:
-    """Scores (b, n), each query's divided so that the tolerance of a tie is `_TIE`; and which candidates are right."""
+def nearest(
+    queries: NDArray[np.float32], candidates: NDArray[np.float32], starts: NDArray[np.int64], k: int
+) -> NDArray[np.int64]:
+    """Numbers of the k best candidates for each query (fewer where there are fewer), in no order, int64 (q, k).
+
+    Args: as of `outcome`.
+    """
+    k = min(k, len(starts))
+    blocks = _scores(queries, candidates, starts)
+    return np.concatenate([np.argpartition(-scores, k - 1, axis=1)[:, :k] for _, scores in blocks])
+
+
+def _scores(
+    queries: NDArray[np.float32], candidates: NDArray[np.float32], starts: NDArray[np.int64]
+) -> Iterator[tuple[slice, NDArray[np.float32]]]:
+    """Blocks of queries and their scores (b, n), each query's divided so that the tolerance of a tie is `_TIE`."""
     if not len(queries) or not len(candidates):
         raise ValueError(f"{len(queries)} queries and {len(candidates)} candidates: nothing can be measured")
     scale = np.maximum(_lengths(queries) * _lengths(candidates).max(), 1)
@@ -116,8 +108,7 @@ def _blocks(
     size = max(1, _BLOCK_SCORES // max(candidates.shape))  # a block of queries is no larger than its scores
     for block in (slice(start, start + size) for start in range(0, len(queries), size)):
         asked = (queries[block] / scale[block, np.newaxis]).astype(np.float32)
-        scores = np.maximum.reduceat(asked @ candidates.T, starts, axis=1)
-        yield scores, (query_labels[block, np.newaxis] == candidate_labels).any(axis=2)
+        yield block, np.maximum.reduceat(asked @ candidates.T, starts, axis=1)
 
 
 def _lengths(vectors: NDArray[np.float32]) -> Values:

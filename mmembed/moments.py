@@ -57,16 +57,6 @@ class View:
         """Which records have the modality, bool (n,)."""
         return self.segments > 0
 
-    def only(self, chosen: NDArray[np.bool_]) -> View:
-        """Without the records that are not chosen, bool (n,); they keep their numbers and lack the modality."""
-        mine = chosen[self.owners]
-        return replace(
-            self,
-            segments=np.where(chosen, self.segments, 0),
-            residuals=self.residuals[mine],
-            owners=self.owners[mine],
-        )
-
 
 def concatenate(views: Iterable[View]) -> View:
     """The records of several views of one modality, one after the other."""

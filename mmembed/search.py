@@ -91,7 +91,7 @@ class Searcher:
     dataset: Dataset
     encoders: Mapping[str, tuple[Modality, Encoder]]
     config: mmembed.config.Config = mmembed.config.Config()
-    _indexes: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _indexes: dict[str, tuple[Any, list[str]]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: Path) -> Searcher:
@@ -228,9 +228,11 @@ class Searcher:
         """(score, modality, row) of the k best rows, ties by row number, without some rows."""
         self.dataset.modalities("project")[modality].check(self._space, "the query")
         if modality not in self._indexes:
-            self._indexes[modality] = open_modality(self.dataset, modality)
-        index = self._indexes[modality]
-        columns = entry_of(self.dataset, modality)["terms"]
+            self._indexes[modality] = (
+                open_modality(self.dataset, modality),
+                entry_of(self.dataset, modality)["terms"],
+            )
+        index, columns = self._indexes[modality]
         query = query_rows(asked.vector[np.newaxis], asked.shares, columns)
         needed = min(k + len(without), index.ntotal)
         if needed == 0:

@@ -64,7 +64,7 @@ def twins(media: Iterable[tuple[str, str]]) -> tuple[dict[str, str], int]:
     numbers: dict[str, int] = {}
     ends = array("Q")
     for group, medium in media:
-        ends.extend((numbers.setdefault(group, len(numbers)), _number(medium)))
+        ends.extend((numbers.setdefault(group, len(numbers)), number_of(medium)))
     if not ends:
         return {}, 0
     edges = np.unique(np.frombuffer(ends, np.uint64).reshape(-1, 2), axis=0)  # a group may have a medium many times
@@ -105,14 +105,15 @@ def _components(
     return numbers
 
 
-def _number(name: str) -> int:
-    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big")
+def number_of(name: str, salt: str = "") -> int:
+    """A number of 64 bits that depends on a name and the salt alone."""
+    digest = hashlib.blake2b(name.encode(), digest_size=8, person=salt.encode())
+    return int.from_bytes(digest.digest(), "big")
 
 
 def position(group: str, salt: str) -> float:
     """A number in [0, 1) that depends on the group and the salt alone."""
-    digest = hashlib.blake2b(group.encode(), digest_size=8, person=salt.encode())
-    return int.from_bytes(digest.digest(), "big") / 2.0**64
+    return number_of(group, salt) / 2.0**64
 
 
 def split_of(group: str, holdout: float) -> str:

@@ -59,9 +59,11 @@ class Request:
 
 def build(input: str, root: Path, config: Config, engine: Engine, request: Request = Request()) -> Dataset:
     """All stages in a row; each is skipped where nothing that goes into it has changed."""
+    from mmembed.evaluate import check_label_column
+
     config = with_maps(config, root)
     dataset = extract(input, Dataset.open_or_new(root, request.overwrite), config, engine, request)
-    _check_label_column(dataset, config.evaluate.label_column)
+    check_label_column(dataset, config.evaluate.label_column)
     dataset = fit(dataset, config, engine)
     dataset = project(dataset, config, engine)
     dataset = index(dataset, config, engine)
@@ -158,10 +160,13 @@ def with_maps(config: Config, root: Path) -> Config:
     other = Dataset.open(maps)
     fitted = from_json(Config(), dict(other.config)).fit
     dim = other.stage("fit").summary["output"]["dim"]
-    taken = replace(
-        FitConfig(), dim=dim, holdout=fitted.holdout, group_column=fitted.group_column, group_media=fitted.group_media
+    taken = FitConfig(
+        dim=dim,
+        holdout=fitted.holdout,
+        group_column=fitted.group_column,
+        group_media=fitted.group_media,
+        maps=str(maps),
     )
-    taken = replace(taken, maps=str(maps))
     return replace(config, fit=taken)
 
 
@@ -301,14 +306,14 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
 
 def evaluate(dataset: Dataset, config: Config) -> Dataset:
     """Embeddings of held-out records to evaluation.json, and the dataset card README.md."""
-    from mmembed.evaluate import VERSION, format_table
+    from mmembed.evaluate import VERSION, check_label_column, format_table
     from mmembed.evaluate import evaluate as measure
 
     mark = fingerprint(VERSION, _checksums(dataset, "features", "embeddings", "index"), to_json(config.evaluate))
     if dataset.is_done("evaluate", mark):
         say("evaluate: up to date")
         return dataset
-    _check_label_column(dataset, config.evaluate.label_column)
+    check_label_column(dataset, config.evaluate.label_column)  # before what is there is removed
     dataset = dataset.begin("evaluate")
     result = measure(dataset, config.evaluate.label_column)
     write_json(dataset.root / EVALUATION, result)
@@ -381,13 +386,6 @@ def _check_columns(dataset: Dataset, config: FitConfig) -> None:
     for what, key in (("group column", config.group_column), *(("weight", key) for key, _ in config.weights)):
         if key and key not in known:
             raise UsageError(f"no record has the {what} {key!r}; their keys are {', '.join(known)}")
-
-
-def _check_label_column(dataset: Dataset, key: str) -> None:
-    """Raise UsageError for a key that no record has, before anything is begun."""
-    known = dataset.stage("extract").summary["kinds"]
-    if key and key not in known:
-        raise UsageError(f"no record has the label column {key!r}; known are {', '.join(known) or 'none'}")
 
 
 def _groups(dataset: Dataset, config: FitConfig) -> Groups:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from itertools import permutations
 from math import comb, log2
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,18 @@ from mmembed.metrics import (
     outcome,
     paired_test,
     per_query,
-    ranks,
     skewness_of_hits,
     summary,
 )
 
 few = settings(deadline=None, max_examples=30)
 seeds = st.integers(0, 2**32 - 1)
+
+
+def ranks(*asked: Any) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """The rank of the best right answer to each query, and how many there are."""
+    found = outcome(*asked)
+    return found.rank, found.right
 
 
 def _unit(random: np.random.Generator, rows: int, dim: int = 5) -> NDArray[np.float32]:

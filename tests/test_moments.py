@@ -179,7 +179,6 @@ def test_views_one_after_the_other_are_one_view_and_chosen_records_are_those_alo
     both = {name: concatenate([first[name], second[name]]) for name in DIMS}
     assert_equal(Moments.of(both), merge_all([Moments.of(first), Moments.of(second)]))
     chosen = np.arange(24) < 12
-    assert_equal(Moments.of({name: view.only(chosen) for name, view in both.items()}), Moments.of(first))
     assert_equal(Moments.of(both, chosen.astype(float)), Moments.of(first))
 
 
