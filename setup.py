@@ -39,6 +39,11 @@ setup(
         "tqdm>=4.66",  # the progress bar
     ],
     extras_require={
+        "onnx": ["onnxruntime>=1.20"],  # models as ONNX files
+        "hf": [
+            "transformers>=4.56,<6",  # models of Hugging Face; 4.56 is the first with dtype=
+            "torch>=2.4",  # what runs them
+        ],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",  # the pipelines of the tests on both cores
@@ -54,8 +59,12 @@ setup(
             "resvg-py",  # draws the pictures of the real test set
             "moto[server]>=5",  # an S3 server on this machine: remote inputs are tested
             "boto3",  # what Beam reads s3:// with
-            "onnxruntime>=1.20",  # voice activity by silero-vad, which is installed without its dependencies
-        ]
+            "onnxruntime>=1.20",  # ONNX models, and silero-vad, which is installed without its dependencies
+            "onnx>=1.17",  # makes small models for tests; Beam's handler of ONNX models needs it
+            "transformers>=4.56,<6",  # small models with random weights
+            "torch>=2.6,<2.14",  # likewise; from 2.14 on it brings 5 GB of GPU libraries wherever it is installed
+            "sentence-transformers>=5",  # its adapter is tested
+        ],
     },
     entry_points={"console_scripts": ["mmembed = mmembed.cli:main"]},
 )

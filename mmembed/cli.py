@@ -137,6 +137,20 @@ def _parser() -> argparse.ArgumentParser:
         if name == "info":
             made.add_argument("--history", action="store_true", help="what each build did")
 
+    tools = commands.add_parser("encoders", help="Check encoders, and measure them.").add_subparsers(
+        metavar="WHAT", required=True
+    )
+    for name, run, help in (
+        ("check", _check_encoders, "Whether encoders keep what they promise: shapes, equal features in any batch, …"),
+        ("bench", _bench_encoders, "Segments a second of one core, by the number that is encoded at once."),
+    ):
+        made = tools.add_parser(name, help=help, description=help, allow_abbrev=False)
+        made.set_defaults(run=run)
+        if name == "bench":
+            made.add_argument("input", nargs="?", default="", metavar="INPUT", help="a data set to take segments from")
+            made.add_argument("--json", action="store_true", help="one JSON object a line")
+        _section_arguments(made, ("extract",))
+
     made = command("query", _query, "Nearest neighbours of a text, a picture, a sound or a record.")
     made.add_argument("root", metavar="OUT", type=Path)
     kinds = _query_arguments(made)
@@ -359,6 +373,33 @@ def _compare(options: argparse.Namespace) -> int:
     rows = compare(Dataset.open(options.first), Dataset.open(options.second))
     print("\n".join(map(json.dumps, rows)) if options.json else format_rows(rows))
     return 0
+
+
+def _check_encoders(options: argparse.Namespace) -> int:
+    from mmembed.bench import check
+    from mmembed.report import checked
+
+    _use_one_thread()
+    results = list(check(_config(options).extract))
+    print("\n".join(map(checked, results)))
+    return _EXIT_FAILED if any(result.fault for result in results) else 0
+
+
+def _bench_encoders(options: argparse.Namespace) -> int:
+    from mmembed.bench import bench
+    from mmembed.report import throughput
+
+    _use_one_thread()
+    for row in bench(options.input, _config(options).extract):
+        print(json.dumps(row) if options.json else throughput(row), flush=True)
+    return 0
+
+
+def _use_one_thread() -> None:
+    """As workers do; before the libraries are loaded."""
+    from mmembed.engine import ONE_THREAD
+
+    os.environ.update(ONE_THREAD)
 
 
 def _errors(options: argparse.Namespace) -> int:

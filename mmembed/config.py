@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmembed.encoders import Encoder, resolve
+from mmembed.encoders import FORMS, Encoder, absolute, resolve
 from mmembed.errors import UsageError
 from mmembed.inputs import Choice
 from mmembed.modalities import Modality, option
@@ -23,6 +24,10 @@ T = TypeVar("T")
 def _require(condition: bool, name: str, value: Any, rule: str) -> None:
     if not condition:
         raise UsageError(f"{name} = {value!r}: must be {rule}")
+
+
+_ENCODER = f"{FORMS}; A+B: both side by side"
+_BATCH = "segments that are encoded at once, at most: `mmembed encoders bench` measures what is fast"
 
 
 @dataclass(frozen=True)
@@ -45,11 +50,16 @@ class ExtractConfig:
     image: Image = Image()
     text: Text = Text()
     audio: Audio = Audio()
-    image_encoder: str = option("builtin", "builtin, or module:Class of your own")
-    text_encoder: str = option("builtin", "builtin, or module:Class of your own")
-    audio_encoder: str = option("builtin", "builtin, or module:Class of your own")
+    image_encoder: str = option("builtin", _ENCODER)
+    text_encoder: str = option("builtin", _ENCODER)
+    audio_encoder: str = option("builtin", _ENCODER)
+    image_batch: int = option(16, _BATCH)
+    text_batch: int = option(64, _BATCH)
+    audio_batch: int = option(16, _BATCH)
 
     def __post_init__(self) -> None:
+        for modality, size in self.batches.items():
+            _require(1 <= size <= 1024, f"{modality}_batch", size, "1 to 1024")
         _require(self.unit_records >= 1, "unit_records", self.unit_records, "at least 1")
         _require(self.limit >= 0, "limit", self.limit, "at least 0")
         _require(0 < self.sample <= 1, "sample", self.sample, "above 0, and at most 1")
@@ -57,6 +67,11 @@ class ExtractConfig:
         _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "0 to 1")
         _require(self.fetch_timeout > 0, "fetch_timeout", self.fetch_timeout, "above 0 seconds")
         _require(self.fetch_megabytes >= 1, "fetch_megabytes", self.fetch_megabytes, "at least 1")
+
+    @property
+    def batches(self) -> dict[str, int]:
+        """By modality, the most segments that are encoded at once."""
+        return {"image": self.image_batch, "text": self.text_batch, "audio": self.audio_batch}
 
     @property
     def choice(self) -> Choice:
@@ -157,16 +172,32 @@ class Config:
     evaluate: EvaluateConfig = EvaluateConfig()
 
 
-def modalities(config: ExtractConfig) -> dict[str, tuple[Modality, Encoder]]:
-    """By name, how each modality is cut and normalized, and what encodes it.
+class Parts(Mapping[str, tuple[Modality, Encoder]]):
+    """By name, how each modality is cut and normalized, and what encodes it; made when it is asked for, so that a query
+    by text loads no model of pictures. What is asked for raises UsageError where it can't be made."""
 
-    Raises:
-        UsageError: an encoder can't be made.
-    """
-    return {
-        modality.name: (modality, resolve(modality, getattr(config, f"{modality.name}_encoder")))
-        for modality in (config.image, config.text, config.audio)
-    }
+    def __init__(self, config: ExtractConfig) -> None:
+        self._open: dict[str, Modality] = {item.name: item for item in (config.image, config.text, config.audio)}
+        self._specs = {name: getattr(config, f"{name}_encoder") for name in self._open}
+        self._made: dict[str, tuple[Modality, Encoder]] = {}
+
+    def __getitem__(self, name: str) -> tuple[Modality, Encoder]:
+        if name not in self._made:
+            self._made[name] = resolve(self._open[name], self._specs[name])
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._open)
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """With the paths of models from the root on, so that a data set can be asked from any folder."""
+    found = config.extract
+    image, text, audio = map(absolute, (found.image_encoder, found.text_encoder, found.audio_encoder))
+    return replace(config, extract=replace(found, image_encoder=image, text_encoder=text, audio_encoder=audio))
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -143,9 +143,17 @@ class Dataset:
             )
         return cls(root.absolute())
 
-    def moved(self, input: str) -> Dataset:
-        """This data set with its input at another place, written to disk; what was made from it stays."""
-        dataset = replace(self, input=input)
+    def moved(self, input: str, extract: Mapping[str, Any]) -> Dataset:
+        """This data set with its input, or its models, at another place, written to disk; what was made from it
+        stays.
+
+        Args:
+            extract: the configuration of its extraction.
+        """
+        config = {**self.config, "extract": extract}
+        if (input, config) == (self.input, self.config):
+            return self
+        dataset = replace(self, input=input, config=config)
         dataset.save()
         return dataset
 

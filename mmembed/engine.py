@@ -6,6 +6,14 @@ from dataclasses import dataclass
 
 from mmembed.errors import UsageError
 
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Environment of a process that computes with one thread, for libraries that are loaded later."""
+
 
 @dataclass(frozen=True)
 class Engine:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmembed.config import HUBNESS, Config, from_json, modalities
+from mmembed.config import HUBNESS, Config, Parts, from_json
 from mmembed.dataset import Dataset
 from mmembed.errors import DatasetError, UsageError
 from mmembed.hubness import bank_of
@@ -286,11 +286,10 @@ def _classified(dataset: Dataset, exam: Exam, hubness: str) -> list[dict[str, An
     if len(names) < 2 or TEXT not in dataset.modalities("fit"):
         return []
     config = from_json(Config(), dict(dataset.config))
-    parts = modalities(config.extract)
-    cut, encoder = parts[TEXT]
+    cut, encoder = Parts(config.extract)[TEXT]
     assert isinstance(cut, Text)
-    parts[TEXT] = (replace(cut, min_words=0, max_words=0, languages=()), encoder)  # a name is no text to be filtered
-    searcher = Searcher(dataset, parts, config)
+    plain = replace(cut, min_words=0, max_words=0, languages=())  # a name is no text to be filtered
+    searcher = Searcher(dataset, {TEXT: (plain, encoder)}, config)
     vectors = np.stack([searcher.embed(Query.of(text=name)).vector for name in names])
     columns = exam.columns(hubness)
     candidates = candidate_rows(vectors, TEXT, exam.scoring, columns, exam.banks)

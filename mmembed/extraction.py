@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmembed import duplicates, signatures
-from mmembed.config import Config, ExtractConfig, modalities, to_json
+from mmembed.config import ExtractConfig, Parts, to_json
 from mmembed.dataset import FORMAT_VERSION, Dataset
 from mmembed.encoders import Encoder
 from mmembed.errors import CrashError, UsageError
@@ -32,6 +32,9 @@ FREE = ("limit", "max_error_rate", "dedup", "fetch_timeout", "fetch_megabytes")
 
 CHEAP = ("sample", "allow_outside", "allow_private_hosts")
 """Keys that change which records there are: their features are taken over."""
+
+ENCODERS = ("image_encoder", "text_encoder", "audio_encoder")
+"""Keys that say where an encoder is found: what it is, its space says."""
 
 MAX_CRASHES = 5
 """So many workers in a row may die without any unit being finished: then it is not the data."""
@@ -62,7 +65,7 @@ class Extraction:
         if not sum(unit.records for unit in units):
             raise UsageError(f"{input} holds no records")
         source.check_columns(units[0])
-        return cls(source, units, config, modalities(config), Scratch(root, source.folder))
+        return cls(source, units, config, dict(Parts(config)), Scratch(root, source.folder))
 
     @property
     def root(self) -> Path:
@@ -99,10 +102,16 @@ class Extraction:
     def marks(self) -> Marks:
         """What the files of finished units are marked with."""
         features = {
-            name: fingerprint(FORMAT_VERSION, modality.version, asdict(modality), self.spaces[name])  # type: ignore[call-overload]
+            name: fingerprint(
+                FORMAT_VERSION,
+                modality.version,
+                asdict(modality),  # type: ignore[call-overload]
+                self.spaces[name],
+                self.config.batches[name],
+            )
             for name, (modality, _) in self.parts.items()
         }
-        config = {key: value for key, value in to_json(self.config).items() if key not in FREE}
+        config = {key: value for key, value in to_json(self.config).items() if key not in FREE + ENCODERS}
         dims = {name: encoder.space.dim for name, encoder in self.encoders.items()}
         return Marks(fingerprint(config, features, signatures.VERSION if self.sign else ""), features, dims)
 
@@ -201,18 +210,24 @@ def for_another_run(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "extract": extract}
 
 
-def refuse_other_configuration(dataset: Dataset, config: Config) -> None:
-    """What was extracted is not thrown away because of a flag.
+def refuse_other_configuration(dataset: Dataset, extraction: Extraction) -> None:
+    """What was extracted is not thrown away because of a flag, or because a model is another.
 
     Raises:
         UsageError: the data set was extracted with another configuration.
     """
     before = dict(_flat(dataset.config.get("extract", {})))
-    now = dict(_flat(to_json(config.extract)))
+    now = dict(_flat(to_json(extraction.config)))
     different = [
         f"{key} = {before[key]!r}, now {value!r}"
         for key, value in now.items()
-        if key not in FREE + CHEAP and key in before and before[key] != value
+        if key not in FREE + CHEAP + ENCODERS and key in before and before[key] != value
+    ]
+    spaces = dataset.modalities("extract") if "extract" in dataset.stages else {}
+    different += [
+        f"the {name} encoder {space}, now {extraction.encoders[name].space}"
+        for name, space in spaces.items()
+        if space != extraction.encoders[name].space
     ]
     if different:
         raise UsageError(

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mmembed.bench import Checked
 from mmembed.dataset import Dataset
 from mmembed.evaluate import format_table
 
@@ -31,6 +32,20 @@ def ignored(dataset: Dataset) -> list[str]:
     endings = dataset.stage("extract").summary["ignored"]
     listed = ", ".join(f"{count:,} {ending}" for ending, count in endings.items())
     return [f"files of other endings, which are not read: {listed}"] if endings else []
+
+
+def checked(result: Checked) -> str:
+    """What a check of an encoder found, in a line."""
+    remark = "" if result.exact else ", within rounding: last bits depend on what is encoded together"
+    return f"{result.modality}: {result.encoder.space}: {result.fault or f'ok{remark}'}"
+
+
+def throughput(measured: Mapping[str, Any]) -> str:
+    """What `bench` measured of an encoder."""
+    name, speeds = measured["modality"], measured["per_second"]
+    rows = [[str(size), f"{speed:,.1f}", f"{1000 / speed:,.2f}"] for size, speed in speeds.items()]
+    head = f"{name}: {measured['encoder']}, {measured['segments']} segments, one core\n"
+    return f"{head}{table(['batch', 'a second', 'ms each'], rows)}\n--{name}-batch {measured['batch']}\n"
 
 
 def failures(dataset: Dataset) -> list[str]:

@@ -103,7 +103,7 @@ class Searcher:
         """
         dataset = Dataset.open(root)
         config = mmembed.config.from_json(mmembed.config.Config(), dict(dataset.config))
-        return cls(dataset, mmembed.config.modalities(config.extract), config)
+        return cls(dataset, mmembed.config.Parts(config.extract), config)
 
     def search(self, query: Query, to: str = ANY, k: int = 10) -> list[Neighbour]:
         """The k segments nearest to a query, best first; fewer where there are fewer.

@@ -49,7 +49,7 @@ def signature(modality: Modality, media: Media) -> bytes:
         return of_image(decoded)
     if modality.name == "text":
         return of_text(decoded)
-    return of_audio((samples for _, samples in decoded), modality.sample_rate)  # type: ignore[attr-defined]
+    return of_audio((samples for _, samples in decoded), modality.rate)  # type: ignore[attr-defined]
 
 
 def of_image(picture: Picture) -> bytes:

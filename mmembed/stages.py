@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmembed.card import dataset_card
-from mmembed.config import Config, FitConfig, from_json, to_json
+from mmembed.config import Config, FitConfig, from_json, to_json, with_absolute_paths
 from mmembed.dataset import CARD, EVALUATION, Dataset, Stage, describe, is_own
 from mmembed.engine import Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
-from mmembed.extraction import Extraction, refuse_other_configuration
+from mmembed.extraction import ENCODERS, Extraction, refuse_other_configuration
 from mmembed.features import unit_files
 from mmembed.files import is_url
 from mmembed.progress import Counts, Progress
@@ -61,7 +61,7 @@ def build(input: str, root: Path, config: Config, engine: Engine, request: Reque
     """All stages in a row; each is skipped where nothing that goes into it has changed."""
     from mmembed.evaluate import check_label_column
 
-    config = with_maps(config, root)
+    config = with_maps(with_absolute_paths(config), root)
     dataset = extract(input, Dataset.open_or_new(root, request.overwrite), config, engine, request)
     check_label_column(dataset, config.evaluate.label_column)
     dataset = fit(dataset, config, engine)
@@ -80,15 +80,17 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
         UsageError: there is no such input, it holds no records, or the data set has another configuration.
         CrashError: a worker process was killed from outside, or workers die whatever they do.
     """
-    if not request.overwrite:
-        refuse_other_configuration(dataset, config)
+    config = with_absolute_paths(config)
     extraction = Extraction.of(input, dataset.root, config.extract)
+    if not request.overwrite:
+        refuse_other_configuration(dataset, extraction)
     location = input if is_url(input) else str(Path(input).absolute())
     stale = extraction.stale(request.retry_errors)
     if not stale and dataset.is_done("extract", extraction.mark):
         extraction.scratch.remove()  # of a run that was killed right after its commit
         say(f"extract: up to date ({dataset.stages['extract'].summary['records']:,} records)")
-        return dataset if dataset.input == location else dataset.moved(location)
+        encoders = {key: getattr(config.extract, key) for key in ENCODERS}
+        return dataset.moved(location, {**dataset.config["extract"], **encoders})
 
     if "extract" in dataset.stages:  # else what an attempt that was killed has kept there is needed
         extraction.scratch.remove()
@@ -134,6 +136,7 @@ def _extract_units(extraction: Extraction, todo: Sequence[Unit], engine: Engine)
             extraction.marks,
             extraction.fetcher,
             extraction.sign,
+            extraction.config.batches,
         )
         watched = {unit.number: partial(_receipt_counts, extraction, unit) for unit in missing}
         try:

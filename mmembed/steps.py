@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mmembed.encoders import Encoder
 from mmembed.errors import CrashError, EncodeError, FilteredError, ReadError, RecordError
@@ -18,17 +19,24 @@ from mmembed.modalities import Modality
 from mmembed.scratch import Scratch
 from mmembed.signatures import signature
 from mmembed.tables import vectors_from_arrow
-from mmembed.types import Batch, Dropped, Failure, Media, Record, Segment
+from mmembed.types import Batch, Dropped, Failure, Media, Record, Segment, Span
 
 # A batch of segments is what an encoder gets at once: enough rows for a matrix product to pay, and bounded in
 # memory. Both numbers decide the shape of products and so the last bits of features: they don't depend on the runner.
-BATCH_SEGMENTS = 64
+BATCH_SEGMENTS = 64  # where the configuration says nothing else
 BATCH_BYTES = 32 << 20
 
 Item = Segment | Failure | Dropped
 
 _PUBLIC_HOSTS = Fetcher()
 _NOTHING = Batch(())
+_ANY: Mapping[str, int] = {}
+
+Key = tuple[str, str, Span]
+"""Of what a segment holds: its modality, the content hash of its medium, and its span."""
+
+Known = dict[Key, NDArray[np.float32]]
+"""Features of a unit by what they are of: the same segment is encoded once."""
 
 
 def segment_records(
@@ -38,6 +46,7 @@ def segment_records(
     scratch: Scratch | None = None,
     unit: int = 0,
     sign: bool = False,
+    sizes: Mapping[str, int] = _ANY,
 ) -> Iterator[Batch]:
     """Decode and cut the records of a unit: batches of segments, one modality after the other, then the records.
 
@@ -49,8 +58,10 @@ def segment_records(
         scratch: what earlier attempts left, and where a note is left of what this one is doing.
         unit: its number.
         sign: whether segments carry the signature of their medium, by which near duplicates are found.
+        sizes: by modality, the most segments of a batch.
     """
     for modality in modalities.values():
+        most = sizes.get(modality.name, BATCH_SEGMENTS)
         items: list[Item] = []
         size = count = 0
         for item in _cut(records.items, modality, fetcher, scratch, unit, sign):
@@ -58,7 +69,7 @@ def segment_records(
             if isinstance(item, Segment):
                 count += 1
                 size += _nbytes(item.data)
-                if count == BATCH_SEGMENTS or size >= BATCH_BYTES:
+                if count == most or size >= BATCH_BYTES:
                     yield _batch(items, modality.name)
                     items, size, count = [], 0, 0
         if items:
@@ -95,19 +106,35 @@ def normalize_segments(
 
 
 def encode_segments(
-    batch: Batch, encoders: Mapping[str, Encoder], scratch: Scratch | None = None, unit: int = 0
+    batch: Batch,
+    encoders: Mapping[str, Encoder],
+    scratch: Scratch | None = None,
+    unit: int = 0,
+    known: Known | None = None,
 ) -> Batch:
     """Each segment with its feature, float32 (dim,), as data; a batch of records passes through.
 
-    A segment whose feature is not finite, or that its encoder refuses with a RecordError, becomes a failure.
+    A segment whose feature is not finite, or that its encoder refuses with a RecordError, becomes a failure. One that
+    the unit has had before, in another record, is not encoded again.
+
+    Args:
+        known: features of the unit's earlier batches; those of this one are added.
 
     Raises:
         ValueError: the encoder gives another shape or dtype than it promises; it is broken for all records.
     """
     if not batch.modality or not batch.items:
         return batch
-    encoder = encoders[batch.modality]
-    todo = [segment for segment in batch.items if not segment.encoded]
+    encoder, known = encoders[batch.modality], {} if known is None else known
+
+    def key(segment: Segment) -> Key:
+        return batch.modality, segment.content_hash, segment.span
+
+    new: dict[Key, Segment] = {}
+    for segment in batch.items:
+        if not segment.encoded and key(segment) not in known:
+            new.setdefault(key(segment), segment)
+    todo = list(new.values())
     encoded: list[Segment | Failure] = []
     if todo and scratch and unit in scratch.alone:  # a worker died while it encoded several: find out of which
         for segment in todo:
@@ -119,9 +146,22 @@ def encode_segments(
             encoded = _encode(todo, batch.modality, encoder)
         except RecordError:  # one of them was refused: find it, and keep the others
             encoded = [item for segment in todo for item in _encode_alone(segment, batch.modality, encoder, None)]
-    following = iter(encoded)
-    items = [segment if segment.encoded else next(following) for segment in batch.items]
+    known |= {key(item): item.data for item in encoded if isinstance(item, Segment)}
+    refused = {which: item for which, item in zip(new, encoded, strict=True) if isinstance(item, Failure)}
+    items: list[Item] = []
+    for segment in batch.items:
+        if segment.encoded:
+            items.append(segment)
+        elif key(segment) in known:
+            items.append(replace(segment, data=known[key(segment)], encoded=True))
+        else:
+            items.append(_again(segment, refused[key(segment)]))
     return _batch(items, batch.modality, batch)
+
+
+def _again(segment: Segment, refused: Failure) -> Failure:
+    """The failure of a segment that is equal to one that was refused."""
+    return replace(refused, id=segment.id, segment=segment.number, source=segment.source, medium=segment.medium)
 
 
 def _encode(segments: Sequence[Segment], modality: str, encoder: Encoder) -> list[Segment | Failure]:

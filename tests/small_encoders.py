@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mmembed.encoders.input import Input
 from mmembed.types import Space
 
 FLAGS = tuple(
@@ -25,6 +26,7 @@ class SmallImage:
 
     modality = "image"
     space = Space("small-image", "1", 27)
+    input = Input()
 
     def setup(self) -> None:
         """Nothing to load."""
@@ -39,6 +41,7 @@ class SmallText:
 
     modality = "text"
     space = Space("small-text", "1", 24)
+    input = Input()
 
     def setup(self) -> None:
         """Nothing to load."""
@@ -57,6 +60,7 @@ class SmallAudio:
 
     modality = "audio"
     space = Space("small-audio", "1", 20)
+    input = Input()
 
     def setup(self) -> None:
         """Nothing to load."""

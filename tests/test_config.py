@@ -11,10 +11,10 @@ from mmembed.config import (
     ExtractConfig,
     FitConfig,
     IndexConfig,
+    Parts,
     ProjectConfig,
     from_file,
     from_json,
-    modalities,
     to_json,
 )
 from mmembed.engine import Engine
@@ -103,18 +103,18 @@ def test_every_flag_of_a_stage_says_what_it_is(kind: type) -> None:
 
 def test_each_modality_has_its_own_encoder_made_for_its_settings() -> None:
     config = from_json(ExtractConfig(), {"audio": {"sample_rate": 8000}})
-    parts = modalities(config)
+    parts = Parts(config)
     assert list(parts) == ["image", "text", "audio"]
     assert all(modality.name == encoder.modality == name for name, (modality, encoder) in parts.items())
-    assert parts["audio"][1].space != modalities(ExtractConfig())["audio"][1].space
+    assert parts["audio"][1].space != Parts(ExtractConfig())["audio"][1].space
 
 
 @pytest.mark.parametrize("spec", ["nonsense", "no.such:Thing", "mmembed.types:Nothing", "mmembed.types:Space", ""])
 def test_an_encoder_that_cannot_be_made_is_a_usage_error(spec: str) -> None:
     with pytest.raises(UsageError, match=f"can't make the text encoder '{spec}'"):
-        modalities(ExtractConfig(text_encoder=spec))
+        Parts(ExtractConfig(text_encoder=spec))["text"]
 
 
 def test_an_encoder_of_another_modality_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="is for image, not for text"):
-        modalities(ExtractConfig(text_encoder="mmembed.encoders.image:ImageStatistics"))
+        Parts(ExtractConfig(text_encoder="mmembed.encoders.image:ImageStatistics"))["text"]

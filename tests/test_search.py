@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import mmembed.search
 from mmembed.config import ExtractConfig
 from mmembed.dataset import Dataset
+from mmembed.encoders.input import Input
 from mmembed.errors import DatasetError, DecodeError, SpaceError, UsageError
 from mmembed.index import open_modality
 from mmembed.linear import normalize_rows
@@ -75,6 +76,10 @@ class Same:
     @property
     def space(self) -> Space:
         return replace(input_space(self.modality, DIM), version=self.version)
+
+    @property
+    def input(self) -> Input:
+        return Input()
 
     def setup(self) -> None: ...
 
@@ -315,7 +320,7 @@ def test_open_takes_the_configuration_of_the_data_set(dataset: Dataset, monkeypa
         seen.append(config)
         return ENCODERS
 
-    monkeypatch.setattr(mmembed.config, "modalities", resolved)
+    monkeypatch.setattr(mmembed.config, "Parts", resolved)
     assert names(Searcher.open(dataset.root).search(Query.of(text="1 0 0 0 0 0"), k=1))
     assert seen == [ExtractConfig()]
 

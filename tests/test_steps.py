@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mmembed.encoders.input import Input
 from mmembed.errors import DecodeError, EncodeError
-from mmembed.steps import BATCH_BYTES, BATCH_SEGMENTS, encode_segments, normalize_segments, segment_records
+from mmembed.steps import BATCH_BYTES, BATCH_SEGMENTS, Known, encode_segments, normalize_segments, segment_records
 from mmembed.types import Batch, Failure, Media, Record, Segment, Space, Span
 
 Array = NDArray[np.float32]
@@ -76,6 +77,10 @@ class Encoder:
     def space(self) -> Space:
         return Space("stub", "1", 2)
 
+    @property
+    def input(self) -> Input:
+        return Input()
+
     def setup(self) -> None: ...
 
     def encode(self, batch: Sequence[Array]) -> Array:
@@ -104,7 +109,7 @@ def segmented(*texts: str) -> list[Batch]:
 def numbered(*values: float) -> Batch:
     return Batch(
         tuple(
-            Segment("r", number, (0.0,), "m", "h", np.array([value], np.float32), source="in:1")
+            Segment("r", number, (float(number),), "m", "h", np.array([value], np.float32), source="in:1")
             for number, value in enumerate(values)
         ),
         "text",
@@ -217,6 +222,46 @@ def test_a_segment_that_the_encoder_refuses_is_a_failure_and_the_others_stay() -
     assert [segment.data.tolist() for segment in batch.items] == [[1, 1], [3, 1]]
     assert batch.failures == (Failure("r", "text", 1, "encode", "EncodeError", "2 is refused", "in:1"),)
     assert encoder.sizes == [3, 1, 1, 1]
+
+
+def copies(*values: float, hash: str = "h") -> Batch:
+    """Records that all have the same medium: a segment a value, at the place of that value."""
+    return Batch(
+        tuple(
+            Segment(f"r{n}", 0, (value,), "m", hash, np.array([value], np.float32), source=f"in:{n}")
+            for n, value in enumerate(values)
+        ),
+        "text",
+    )
+
+
+def test_a_segment_that_was_seen_in_the_unit_is_encoded_once() -> None:
+    encoder, known = Encoder(), Known()
+    first = encode_segments(copies(1, 2, 1, 1), {"text": encoder}, known=known)
+    second = encode_segments(copies(2, 3), {"text": encoder}, known=known)
+    assert [segment.data.tolist() for segment in first.items] == [[1, 1], [2, 1], [1, 1], [1, 1]]
+    assert [(segment.id, segment.data.tolist()) for segment in second.items] == [("r0", [2, 1]), ("r1", [3, 1])]
+    assert encoder.sizes == [2, 1]
+    encode_segments(copies(1, hash="another medium"), {"text": encoder}, known=known)
+    encode_segments(copies(1), {"text": encoder}, known=Known())  # of another unit
+    assert encoder.sizes == [2, 1, 1, 1]
+
+
+def test_what_is_refused_is_a_failure_of_each_record_that_has_it() -> None:
+    known = Known()
+    batch = encode_segments(copies(1, 2, 2), {"text": Encoder(refused=2)}, known=known)
+    assert [segment.id for segment in batch.items] == ["r0"]
+    assert [(failure.id, failure.source, failure.message) for failure in batch.failures] == [
+        ("r1", "in:1", "2 is refused"),
+        ("r2", "in:2", "2 is refused"),
+    ]
+    again = encode_segments(copies(2), {"text": Encoder(refused=2)}, known=known)
+    assert len(again.failures) == 1 and len(known) == 1
+
+
+def test_batches_are_as_large_as_the_configuration_says() -> None:
+    batches = list(segment_records(records("5"), {"text": Counter()}, sizes={"text": 2}))
+    assert [len(batch.items) for batch in batches[:-1]] == [2, 2, 1]
 
 
 @pytest.mark.parametrize(

@@ -3,26 +3,51 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, Protocol, cast
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmembed.encoders.input import Input
+from mmembed.encoders.loading import options_of
 from mmembed.errors import UsageError
 from mmembed.modalities import Modality
 from mmembed.types import Space
 
-_BUILTIN = {
-    "image": "mmembed.encoders.image:ImageStatistics",
-    "text": "mmembed.encoders.text:TextFeatures",
-    "audio": "mmembed.encoders.audio:AudioStatistics",
+GROUP = "mmembed.encoders"
+"""The group of entry points under which packages offer encoders by name."""
+
+_BUILTIN = {"image": "image-statistics", "text": "wordllama+ngrams", "audio": "audio-statistics"}
+_NAMES = {
+    "image-statistics": "mmembed.encoders.image:ImageStatistics",
+    "wordllama": "mmembed.encoders.text:WordVectors",
+    "ngrams": "mmembed.encoders.text:HashedNgrams",
+    "audio-statistics": "mmembed.encoders.audio:AudioStatistics",
 }
+_SCHEMES = {
+    "onnx": "mmembed.encoders.onnx:open_model",
+    "hf": "mmembed.encoders.huggingface:open_model",
+    "sentence-transformers": "mmembed.encoders.sentences:open_model",
+    "open_clip": "mmembed.encoders.clip:open_model",
+}
+FORMS = f"builtin, {', '.join(_NAMES)}, {', '.join(f'{scheme}:…' for scheme in _SCHEMES)}, or module:Class"
+"""What a spec may be, for messages."""
+
+_PLUS = re.compile(r"\+(?=[A-Za-z_][\w.-]*:|[A-Za-z_][\w-]*(?:\+|$))")  # and not that of a path like c++/a+b.onnx
+
+M = TypeVar("M", bound=Modality)
 
 
 class Encoder(Protocol):
-    """A picklable value whose weights load in `setup`, on the worker; the same rows always give the same features."""
+    """A picklable value whose weights load in `setup`, on the worker; the same rows always give the same features.
+
+    `mmembed.testing.check_encoder` checks one.
+    """
 
     @property
     def modality(self) -> str:
@@ -32,41 +57,157 @@ class Encoder(Protocol):
     def space(self) -> Space:
         """Where its features live; a change of what `encode` computes needs another version."""
 
+    @property
+    def input(self) -> Input:
+        """What its segments must be; `Input()` if it takes them as they are usual."""
+
     def setup(self) -> None:
-        """Load weights. Called once a process before the first `encode`; calling it again does nothing."""
+        """Load weights. Called before the first `encode` of each process; calling it again does nothing."""
 
     def encode(self, batch: Sequence[Any]) -> NDArray[np.float32]:
         """Features, float32 (len(batch), space.dim), all finite.
 
         Args:
-            batch: at least one normalized segment: uint8 (height, width, 3) sRGB, str, or float32 (samples,) mono.
+            batch: at least one normalized segment: uint8 (size, size, 3) sRGB; str; or float32 (samples,) mono, with
+                zeros at its end that pad it to a whole window.
+
+        Raises:
+            RecordError: a segment can't be encoded; the others of the batch are then tried one by one.
         """
 
 
-def resolve(modality: Modality, spec: str) -> Encoder:
-    """The encoder that a short name stands for: "builtin", or "module:Class" of the user's own.
+@dataclass(frozen=True)
+class SideBySide:
+    """Several encoders of one modality: their features in one row, one after the other.
 
-    An encoder that is a dataclass with fields of the modality's names (`sample_rate`, `size`) gets the modality's
-    values for them, so that it is made for what it will be given.
+    No scale is needed between them: a fit brings each coordinate to deviation 1 before it learns anything, and W
+    holds the scales.
+    """
+
+    encoders: tuple[Encoder, ...]
+
+    @property
+    def modality(self) -> str:
+        """That of all of them."""
+        return self.encoders[0].modality
+
+    @property
+    def space(self) -> Space:
+        """All names and versions, and the sum of the dimensions."""
+        spaces = [encoder.space for encoder in self.encoders]
+        names, versions = "+".join(space.name for space in spaces), "+".join(space.version for space in spaces)
+        return Space(names, versions, sum(space.dim for space in spaces))
+
+    @property
+    def input(self) -> Input:
+        """What decides how segments are normalized: of each field, what the first says that says something."""
+        inputs = [encoder.input for encoder in self.encoders]
+        said = {name: [value for each in inputs if (value := getattr(each, name))] for name in _SHAPES}
+        return Input(**{name: values[0] for name, values in said.items() if values})
+
+    def setup(self) -> None:
+        """Load the weights of all."""
+        for encoder in self.encoders:
+            encoder.setup()
+
+    def encode(self, batch: Sequence[Any]) -> NDArray[np.float32]:
+        """Features, float32 (len(batch), space.dim)."""
+        return np.concatenate([encoder.encode(batch) for encoder in self.encoders], axis=1)
+
+
+_SHAPES = ("size", "fit", "sample_rate")
+"""Fields of an input that modalities have too, under the same names."""
+
+
+def resolve(modality: M, spec: str) -> tuple[M, Encoder]:
+    """The encoder that a spec stands for, and the modality that normalizes segments for it.
+
+    A spec is "builtin"; the name of a part of it, or of an entry point; "onnx:PATH" and its like; "module:Class" of the
+    user's own; or several of these with "+" between them, whose features are put side by side.
+
+    Where the modality leaves open how segments are normalized, the encoder decides. A class that is a dataclass with
+    fields of the modality's names (`sample_rate`, `size`) gets the modality's values for them.
 
     Raises:
-        UsageError: there is no such class, or its encoder is for another modality.
+        UsageError: there is no such encoder, it is for another modality, or wants other segments than the user.
     """
-    module, _, name = (_BUILTIN[modality.name] if spec == "builtin" else spec).partition(":")
+    encoders = []
+    parts = (_BUILTIN[modality.name] if part == "builtin" else part for part in _PLUS.split(spec))
+    for part in _PLUS.split("+".join(parts)):
+        encoder = _make(modality, part)
+        modality = _fitted(modality, encoder, part)
+        encoders.append(encoder)
+    return modality, encoders[0] if len(encoders) == 1 else SideBySide(tuple(encoders))
+
+
+def absolute(spec: str) -> str:
+    """A spec whose paths are those from the root on."""
+    return "+".join(map(_absolute, _PLUS.split(spec)))
+
+
+def _absolute(spec: str) -> str:
+    scheme, _, rest = spec.partition(":")
+    if scheme not in _SCHEMES:
+        return spec
+    path, options = options_of(rest)
+    paths = {"input": options["input"]} if "input" in options else {}
+    found = {key: str(Path(value).absolute()) for key, value in paths.items()}
+    path = str(Path(path).absolute()) if Path(path).exists() else path  # else the name of a model
+    return f"{scheme}:{path}" + "?" * bool(options) + "&".join(f"{k}={v}" for k, v in (options | found).items())
+
+
+def _make(modality: Modality, spec: str) -> Encoder:
+    scheme, _, rest = spec.partition(":")
     try:
-        kind = getattr(importlib.import_module(module), name)
-        encoder = cast(Encoder, kind(**_shared_fields(kind, modality)))
-        _ = encoder.modality, encoder.space, encoder.setup, encoder.encode
+        if scheme in _SCHEMES:
+            made = _import(_SCHEMES[scheme])(modality.name, rest)
+        else:
+            kind = _named(spec)
+            made = kind(**_shared_fields(kind, modality))
+        encoder = cast(Encoder, made)
+        _ = encoder.modality, encoder.space, encoder.input, encoder.setup, encoder.encode
+    except UsageError as error:
+        raise UsageError(f"{modality.name}_encoder = {spec!r}: {error}") from error
     except Exception as error:  # this runs the user's own code, which may fail in any way
         raise UsageError(
-            f"can't make the {modality.name} encoder {spec!r} (builtin, or module:Class that Python can import): "
-            f"{type(error).__name__}: {error}"
+            f"can't make the {modality.name} encoder {spec!r} (known are {FORMS}): {type(error).__name__}: {error}"
         ) from error
     if encoder.modality != modality.name:
         raise UsageError(f"the encoder {spec!r} is for {encoder.modality}, not for {modality.name}")
     return encoder
 
 
-def _shared_fields(kind: type, modality: Any) -> dict[str, Any]:
+def _named(spec: str) -> Callable[..., Any]:
+    """What makes the encoder of a name, an entry point or of "module:Class"."""
+    if spec in _NAMES:
+        return _import(_NAMES[spec])
+    if offered := list(entry_points(group=GROUP, name=spec)):
+        if len({point.value for point in offered}) > 1:
+            raise UsageError(f"several packages offer it: {', '.join(point.value for point in offered)}; name one")
+        return cast(Callable[..., Any], offered[0].load())
+    return _import(spec)
+
+
+def _import(name: str) -> Callable[..., Any]:
+    module, _, attribute = name.partition(":")
+    return cast(Callable[..., Any], getattr(importlib.import_module(module), attribute))
+
+
+def _shared_fields(kind: Any, modality: Any) -> dict[str, Any]:
+    """The values that a modality has for the fields of a dataclass, but for those that it leaves open."""
     names = [item.name for item in fields(kind)] if is_dataclass(kind) else []
-    return {name: getattr(modality, name) for name in names if hasattr(modality, name)}
+    return {name: value for name in names if (value := getattr(modality, name, None))}
+
+
+def _fitted(modality: M, encoder: Encoder, spec: str) -> M:
+    """The modality that makes what an encoder takes."""
+    wanted = {name: value for name in _SHAPES if (value := getattr(encoder.input, name)) and hasattr(modality, name)}
+    for name, value in wanted.items():
+        has = getattr(modality, name)
+        if has and has != value and name != "fit":  # how a picture becomes a square is the user's choice
+            raise UsageError(
+                f"the encoder {spec!r} takes {modality.name} of {name} = {value}, but it is {has}: leave it "
+                "open, or use encoders that take the same"
+            )
+    open_ = {name: value for name, value in wanted.items() if not getattr(modality, name)}
+    return cast(M, replace(cast(Any, modality), **open_))

@@ -13,7 +13,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from mmembed.errors import EncodeError, UsageError
+from mmembed.encoders.input import Input, waveform
+from mmembed.errors import UsageError
 from mmembed.types import Space
 
 Array = NDArray[np.float32]
@@ -60,6 +61,11 @@ class AudioStatistics:
     def space(self) -> Space:
         return Space(f"audio-statistics-{self.sample_rate}", "1", DIM)
 
+    @property
+    def input(self) -> Input:
+        """Sounds at its rate."""
+        return Input(sample_rate=self.sample_rate)
+
     def setup(self) -> None:
         """Make the filter banks."""
         filters(self.sample_rate)
@@ -78,10 +84,7 @@ class AudioStatistics:
 
 def _encode(samples: Array, rate: int) -> Array:
     """One segment's feature, float32 (DIM,)."""
-    if samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
-        raise EncodeError(f"a segment must be finite samples of one channel, but is of shape {samples.shape}")
-    sound = np.flatnonzero(samples)
-    mel, chroma, shape = descriptors(samples[: sound[-1] + 1 if sound.size else 1], rate)
+    mel, chroma, shape = descriptors(waveform(samples), rate)
     cepstra = mel @ dct(MELS, CEPSTRA).T
     size, hop = frame_sizes(rate)
     strength = onset_strength(mel)[: -(size // 2 // hop + 1)]  # the frames beyond hear the cut at the end as a click

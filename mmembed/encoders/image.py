@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from mmembed.encoders.input import Input
 from mmembed.errors import EncodeError
 from mmembed.types import Space
 
@@ -63,6 +64,11 @@ class ImageStatistics:
     def space(self) -> Space:
         """Version 1."""
         return Space("image-statistics", "1", _dim())
+
+    @property
+    def input(self) -> Input:
+        """Pictures of any size; 128 pixels were found to be enough (docs/encoders.md)."""
+        return Input()
 
     def setup(self) -> None:
         """There are no weights."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mmembed.encoders.input import Input, unit_rows
 from mmembed.errors import EncodeError, UsageError
 from mmembed.types import Space
 
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 VECTORS = 256
-"""Dimensions of the word vectors, which come first in a feature."""
+"""Dimensions of the word vectors."""
 
 NGRAMS = 512
-"""Dimensions of the hashed n-grams, which follow."""
+"""Dimensions of the hashed n-grams."""
 
 SIZES = (2, 3, 4, 5)
 """Characters of an n-gram, the borders of its word among them."""
@@ -54,16 +55,16 @@ _INVERSE = pow(_BASE, -1, 1 << 64)
 
 
 @dataclass(frozen=True)
-class TextFeatures:
-    """The built-in encoder of texts: word vectors and hashed n-grams side by side, each of unit length.
+class WordVectors:
+    """The mean of a text's static token vectors, of unit length: what an English text means.
 
-    The vectors are the static ones of WordLlama (from the token embeddings of Llama 2; MIT licence), which lie in the
-    wheel of the package `wordllama`. They know English; the n-grams tell names and other languages apart. A text
-    that holds nothing but punctuation has zeros for n-grams.
+    The vectors are those of WordLlama (from the token embeddings of Llama 2; MIT licence), which lie in the wheel of
+    the package `wordllama`.
     """
 
     modality: ClassVar[str] = "text"
-    space: ClassVar[Space] = Space("wordllama256-ngrams512", "1", VECTORS + NGRAMS)
+    space: ClassVar[Space] = Space("wordllama", "1", VECTORS)
+    input: ClassVar[Input] = Input()
 
     def setup(self) -> None:
         """Load the weights.
@@ -74,20 +75,47 @@ class TextFeatures:
         _load()
 
     def encode(self, batch: Sequence[str]) -> NDArray[np.float32]:
-        """Features, float32 (len(batch), 768); a text's are the same bits in any batch.
+        """Features, float32 (len(batch), 256); a text's are the same bits in any batch.
 
         Raises:
             EncodeError: a text is empty.
         """
-        if "" in batch:
-            raise EncodeError(f"text {list(batch).index('')} of the batch is empty")
-        vectors = np.zeros((len(batch), VECTORS), np.float32)
-        ngrams = np.zeros((len(batch), NGRAMS))
-        for rows, texts in _blocks(batch):
-            vectors[rows] += token_sums(texts)
-            ngrams[rows] += ngram_sums(texts)
-        dampened = np.sign(ngrams) * np.sqrt(np.abs(ngrams))  # the tenth use of a word says less than the first
-        return np.concatenate([_unit(vectors), _unit(dampened)], axis=1)
+        return unit_rows(_summed(batch, token_sums, np.zeros((len(batch), VECTORS), np.float32)))
+
+
+@dataclass(frozen=True)
+class HashedNgrams:
+    """Hashed n-grams of characters, of unit length: they tell names apart, and any language's spelling. A text that
+    holds nothing but punctuation has zeros."""
+
+    modality: ClassVar[str] = "text"
+    space: ClassVar[Space] = Space("ngrams", "1", NGRAMS)
+    input: ClassVar[Input] = Input()
+
+    def setup(self) -> None:
+        """There are no weights."""
+
+    def encode(self, batch: Sequence[str]) -> NDArray[np.float32]:
+        """Features, float32 (len(batch), 512); a text's are the same bits in any batch.
+
+        Raises:
+            EncodeError: a text is empty.
+        """
+        sums = _summed(batch, ngram_sums, np.zeros((len(batch), NGRAMS)))
+        return unit_rows(np.sign(sums) * np.sqrt(np.abs(sums)))  # the tenth use of a word says less than the first
+
+
+def _summed(batch: Sequence[str], sums: Callable[[Sequence[str]], NDArray[Any]], found: NDArray[Any]) -> NDArray[Any]:
+    """The sums of each text's pieces, added to the rows of `found`.
+
+    Raises:
+        EncodeError: a text is empty.
+    """
+    if "" in batch:
+        raise EncodeError(f"text {list(batch).index('')} of the batch is empty")
+    for rows, texts in _blocks(batch):
+        found[rows] += sums(texts)
+    return found
 
 
 def token_sums(texts: Sequence[str]) -> NDArray[np.float32]:
@@ -154,12 +182,6 @@ def _mix(hashes: NDArray[np.uint64]) -> NDArray[np.uint64]:
     for factor in (0xFF51AFD7ED558CCD, 0xC4CEB9FE1A85EC53):
         hashes = (hashes ^ (hashes >> shift)) * np.uint64(factor)
     return hashes ^ (hashes >> shift)
-
-
-def _unit(rows: NDArray[np.floating]) -> NDArray[np.float32]:
-    """Rows of length 1, float32; a row of zeros stays."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.asarray(rows / np.where(lengths > 0, lengths, 1), np.float32)
 
 
 def _blocks(texts: Sequence[str]) -> Iterator[tuple[slice, Sequence[str]]]:

@@ -32,6 +32,9 @@ LEVEL = 10 ** (-20 / 20)
 BLOCK = 1 << 17
 """Samples read at once, all channels together: 3 seconds of mono at 44.1 kHz, 512 KiB."""
 
+RATE = 16_000
+"""Hz, where neither the user nor the encoder says: speech keeps what tells its sounds apart."""
+
 RATES = (1_000, 1_000_000)
 """Hz. A damaged header can claim 1 Hz, and a block would become an hour of sound."""
 
@@ -57,7 +60,7 @@ class Audio:
     at its ends, and one that then holds nothing new (all is silence, or lies in the window before) gives no segment.
 
     Attributes:
-        sample_rate: Hz of the segments.
+        sample_rate: Hz of the segments; 0: RATE, unless an encoder decides (`encoders.resolve`).
         window: seconds of a segment, 0: the whole sound is one segment (and is held in memory).
         hop: seconds from the start of a window to that of the next, 0: as long as the window.
         speech: "energy" or "silero": segments are the stretches of speech (`modalities.speech`), cut at the window's
@@ -71,7 +74,7 @@ class Audio:
 
     name: ClassVar[str] = "audio"
     version: ClassVar[str] = "1"
-    sample_rate: int = option(16_000, "Hz of the segments")
+    sample_rate: int = option(0, "Hz of the segments; 0: as the encoder takes them, built-in 16000")
     window: float = option(10.0, "seconds of a segment; 0: the whole sound is one segment, held in memory")
     hop: float = option(0.0, "seconds from the start of a window to that of the next; 0: as long as the window")
     speech: str = option("", "segments are stretches of speech: energy, or silero (a model, of two more packages)")
@@ -79,7 +82,7 @@ class Audio:
     max_seconds: float = option(0.0, "leave out longer sounds; 0: none")
 
     def __post_init__(self) -> None:
-        if not 4_000 <= self.sample_rate <= 192_000:
+        if self.sample_rate and not 4_000 <= self.sample_rate <= 192_000:
             raise UsageError(f"sample_rate is {self.sample_rate}, but must be 4000 to 192000 Hz: try 16000")
         if self.window != 0 and not 0.1 <= self.window < math.inf:
             raise UsageError(
@@ -92,13 +95,18 @@ class Audio:
             )
         if self.speech:
             speech.check_gate(self.speech)
-            if self.sample_rate != speech.RATE or self.hop or self.window < speech.SHORTEST:
+            if self.rate != speech.RATE or self.hop or self.window < speech.SHORTEST:
                 raise UsageError(
                     f"speech = {self.speech!r} is told at {speech.RATE} Hz and cut at the window's length: "
                     f"leave sample_rate and hop as they are, and window at {speech.SHORTEST} seconds or more"
                 )
         if not 0 <= self.min_seconds < math.inf or not 0 <= self.max_seconds < math.inf:
             raise UsageError(f"min_seconds and max_seconds are {self.min_seconds} and {self.max_seconds}: 0 or more")
+
+    @property
+    def rate(self) -> int:
+        """Of the segments, in Hz."""
+        return self.sample_rate or RATE
 
     @property
     def by_content(self) -> bool:
@@ -125,7 +133,7 @@ class Audio:
         except RecordError:
             binary.close()
             raise
-        return _without_leading_silence(_blocks(file, binary, self.sample_rate, label), label)
+        return _without_leading_silence(_blocks(file, binary, self.rate, label), label)
 
     def segment(
         self, decoded: Iterator[tuple[int, Samples]], metadata: Mapping[str, Any] = MappingProxyType({})
@@ -138,39 +146,37 @@ class Audio:
             DecodeError: as the blocks of `decode`; or it is longer than LONGEST_WHOLE and the window 0.
             FilteredError: nobody speaks in it, where speech is looked for.
         """
-        covered, length = 0, round(self.window * self.sample_rate)
+        covered, length = 0, round(self.window * self.rate)
         if self.speech:
             for start, samples in speech.stretches(decoded, speech.GATES[self.speech](), length):
-                yield (start / self.sample_rate, (start + len(samples)) / self.sample_rate), samples
+                yield (start / self.rate, (start + len(samples)) / self.rate), samples
                 covered = start + len(samples)
             if not covered:
                 raise FilteredError("no speech found")
             return
-        windows = (
-            _windows(decoded, length, self._hop) if length else [_whole(decoded, LONGEST_WHOLE * self.sample_rate)]
-        )
+        windows = _windows(decoded, length, self._hop) if length else [_whole(decoded, LONGEST_WHOLE * self.rate)]
         for start, samples in windows:
             loud = np.flatnonzero(np.abs(samples) >= SILENCE)
             if loud.size and start + loud[-1] >= covered:
                 first, end = int(loud[0]), int(loud[-1]) + 1
                 covered = start + end
-                yield ((start + first) / self.sample_rate, covered / self.sample_rate), samples[first:end].copy()
+                yield ((start + first) / self.rate, covered / self.rate), samples[first:end].copy()
 
     def normalize(self, piece: Samples) -> Samples:
         """The piece at -20 dBFS RMS, or as near as its peaks allow within full scale; zeros pad it to a whole window.
 
         Returns:
-            float32 (window * sample_rate,), or as long as the piece where the window is 0. The zeros are exact:
+            float32 (window * rate,), or as long as the piece where the window is 0. The zeros are exact:
             an encoder that averages over time can leave them out (`encoders.audio.AudioStatistics` does).
         """
         rms, peak = float(np.sqrt(np.mean(np.square(piece, dtype=np.float64)))), float(np.abs(piece).max())
         level = min(LEVEL / rms, 1 / peak) if peak else 0.0
-        return np.pad(piece * np.float32(level), (0, max(0, round(self.window * self.sample_rate) - len(piece))))
+        return np.pad(piece * np.float32(level), (0, max(0, round(self.window * self.rate) - len(piece))))
 
     def parts(self, content: Samples) -> list[tuple[float, ...]]:
         """At most 24 equal stretches of a normalized sound, of 50 ms or more, in seconds; without the padding."""
         sound = np.flatnonzero(content)
-        seconds = (int(sound[-1]) + 1 if sound.size else len(content)) / self.sample_rate
+        seconds = (int(sound[-1]) + 1 if sound.size else len(content)) / self.rate
         count = max(1, min(STRETCHES, int(seconds / 0.05)))
         edges = np.linspace(0, seconds, count + 1)
         return [(float(start), float(end)) for start, end in pairwise(edges)]
@@ -179,7 +185,7 @@ class Audio:
         """With silence in some stretches."""
         samples = content.copy()
         for start, end in spans:
-            samples[round(start * self.sample_rate) : round(end * self.sample_rate)] = 0
+            samples[round(start * self.rate) : round(end * self.rate)] = 0
         return samples
 
     def _filter(self, seconds: float) -> None:
@@ -191,7 +197,7 @@ class Audio:
 
     @property
     def _hop(self) -> int:
-        return round((self.hop or self.window) * self.sample_rate)
+        return round((self.hop or self.window) * self.rate)
 
 
 class _Source:

@@ -54,6 +54,9 @@ _GRAYS = ("1", "L", "LA", "La")
 _TILES = re.compile(r"([1-9]\d?)x([1-9]\d?)")
 
 
+SIDE = 128
+"""Pixels of a side of what encoders get, where neither the user nor the encoder says: see docs/encoders.md."""
+
 CELLS = 8
 """Rows and columns of the grid in which explanations tell the parts of a picture apart."""
 
@@ -85,8 +88,9 @@ class Image:
     """Pictures: JPEG, PNG, WebP, GIF (its first frame), TIFF, BMP, PPM, AVIF.
 
     Attributes:
-        size: side in pixels of the square that encoders get.
-        fit: how a picture becomes a square: "letterbox" pads it with white, "crop" takes its middle.
+        size: side in pixels of the square that encoders get; 0: SIDE.
+        fit: how a picture becomes a square: "letterbox" pads it with white, "crop" takes its middle, "stretch" changes
+            its aspect; "": letterbox. Where they are left open, an encoder decides (`encoders.resolve`).
         tiles: "RxC": a grid of R rows and C columns whose tiles are further segments after the whole picture;
             "" for none.
         boxes: a key of the record's metadata that holds boxes, each [left, top, right, bottom], or an object of these
@@ -96,8 +100,10 @@ class Image:
         max_aspect: a picture whose longer side is more than so many times the other is left out; 0: none is.
     """
 
-    size: int = option(128, "side in pixels of the square that encoders get")
-    fit: str = option("letterbox", "letterbox pads a picture with white to a square, crop takes its middle")
+    size: int = option(0, "side in pixels of the square that encoders get; 0: as the encoder takes it, built-in 128")
+    fit: str = option(
+        "", "how a picture becomes a square: letterbox, crop or stretch (default: as the encoder does, else letterbox)"
+    )
     tiles: str = option("", "RxC: the tiles of a grid of R rows and C columns are further segments, like 2x3")
     boxes: str = option("", "a key of the metadata with boxes [left, top, right, bottom]: they are further segments")
     min_side: int = option(0, "leave out pictures whose shorter side has fewer pixels")
@@ -109,10 +115,10 @@ class Image:
     version: ClassVar[str] = "1"
 
     def __post_init__(self) -> None:
-        if not 16 <= self.size <= 1024:
+        if self.size and not 16 <= self.size <= 1024:
             raise UsageError(f"size is {self.size}: a picture's side is 16 to 1024 pixels; try 128")
-        if self.fit not in ("letterbox", "crop"):
-            raise UsageError(f'fit is "{self.fit}": it must be "letterbox" or "crop"')
+        if self.fit not in ("", "letterbox", "crop", "stretch"):
+            raise UsageError(f'fit is "{self.fit}": it must be "letterbox", "crop" or "stretch"')
         if self.tiles and self.boxes:
             raise UsageError("tiles and boxes are two ways to cut a picture: choose one")
         if self.min_side < 0:
@@ -123,6 +129,11 @@ class Image:
             )
         if self.tiles and not _TILES.fullmatch(self.tiles):
             raise UsageError(f'tiles are "{self.tiles}": write rows x columns, each 1 to 99, like "2x3", or nothing')
+
+    @property
+    def side(self) -> int:
+        """Of the square that encoders get, in pixels."""
+        return self.size or SIDE
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -193,8 +204,8 @@ class Image:
         """The least size to keep: 1.5 times the resolution of the sharpest segment, from which the last resampling is
         hard to tell from one of all pixels. The grid's longer side counts for both, so that a rotation changes nothing.
         """
-        side = max(width, height) if self.fit == "letterbox" else min(width, height)
-        scale = min(1.0, 1.5 * self.size * max(1, *self.grid) / side)
+        side = min(width, height) if self.fit in ("crop", "stretch") else max(width, height)
+        scale = min(1.0, 1.5 * self.side * max(1, *self.grid) / side)
         return math.ceil(width * scale), math.ceil(height * scale)
 
     def segment(
@@ -226,15 +237,17 @@ class Image:
         return Picture(pixels, width, height, (0, 0, width, height))
 
     def normalize(self, piece: Picture) -> NDArray[np.uint8]:
-        """The piece as uint8 (size, size, 3) sRGB, filtered so that it doesn't alias; a small one is enlarged.
+        """The piece as uint8 (side, side, 3) sRGB, filtered so that it doesn't alias; a small one is enlarged.
 
         At a tile's border the filter sees the pixels beyond it, as it would in the whole picture.
         """
         from PIL.Image import Resampling
 
-        left, top, right, bottom = piece.box if self.fit == "letterbox" else _middle(piece.box)
-        scale = self.size / max(right - left, bottom - top)
+        left, top, right, bottom = _middle(piece.box) if self.fit == "crop" else piece.box
+        scale = self.side / max(right - left, bottom - top)
         width, height = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
+        if self.fit == "stretch":
+            width = height = self.side
         across, down = piece.pixels.width, piece.pixels.height
         # Multiplied before divided: then the right edge is exactly the last column's, as `resize` demands.
         box = (
@@ -244,8 +257,8 @@ class Image:
             bottom * down / piece.height,
         )
         small = piece.pixels.resize((width, height), Resampling.BICUBIC, box, reducing_gap=2.0)
-        square = np.full((self.size, self.size, 3), 255, np.uint8)
-        x, y = (self.size - width) // 2, (self.size - height) // 2
+        square = np.full((self.side, self.side, 3), 255, np.uint8)
+        x, y = (self.side - width) // 2, (self.side - height) // 2
         square[y : y + height, x : x + width] = np.asarray(small)
         return square
 

@@ -18,7 +18,7 @@ from mmembed.fetch import Fetcher
 from mmembed.inputs import Source
 from mmembed.modalities import Modality
 from mmembed.scratch import Scratch
-from mmembed.steps import encode_segments, normalize_segments, segment_records
+from mmembed.steps import Known, encode_segments, normalize_segments, segment_records
 from mmembed.transforms.threads import use_one_thread
 from mmembed.types import Batch, Unit
 
@@ -61,13 +61,16 @@ class SegmentRecords(beam.PTransform):
     fetcher: Fetcher = Fetcher()
     scratch: Scratch | None = None
     sign: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[Element]:
         return batches | "Segment" >> beam.FlatMap(self._segment)
 
     def _segment(self, element: Element) -> Iterator[Element]:
         unit, records = element
-        batches = segment_records(records, self.modalities, self.fetcher, self.scratch, unit.number, self.sign)
+        batches = segment_records(
+            records, self.modalities, self.fetcher, self.scratch, unit.number, self.sign, self.sizes
+        )
         return ((unit, batch) for batch in batches)
 
 
@@ -104,6 +107,8 @@ class EncodeSegments(beam.PTransform):
 class _Encode(beam.DoFn):
     encoders: Mapping[str, Encoder]
     scratch: Scratch | None
+    _unit: int = -1
+    _known: Known = field(default_factory=dict)  # of that unit: its batches come one after the other
 
     def setup(self) -> None:
         use_one_thread()
@@ -112,7 +117,9 @@ class _Encode(beam.DoFn):
 
     def process(self, element: Element) -> Iterator[Element]:
         unit, batch = element
-        yield unit, encode_segments(batch, self.encoders, self.scratch, unit.number)
+        if unit.number != self._unit:
+            self._unit, self._known = unit.number, {}
+        yield unit, encode_segments(batch, self.encoders, self.scratch, unit.number, self._known)
 
 
 @beam.typehints.with_input_types(Element)
@@ -187,12 +194,13 @@ class ExtractFeatures(beam.PTransform):
     marks: Marks
     fetcher: Fetcher = Fetcher()
     sign: bool = False
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     def expand(self, units: beam.PCollection[Unit]) -> beam.PCollection[int]:
         return (
             units
             | ReadRecords(self.source, self.scratch)
-            | SegmentRecords(self.modalities, self.fetcher, self.scratch, self.sign)
+            | SegmentRecords(self.modalities, self.fetcher, self.scratch, self.sign, self.sizes)
             | NormalizeSegments(self.modalities, self.scratch)
             | EncodeSegments(self.encoders, self.scratch)
             | WriteFeatures(self.scratch, self.marks)

@@ -16,10 +16,9 @@ from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from threadpoolctl import threadpool_limits
 
 from mmembed import errors
-from mmembed.engine import Engine
+from mmembed.engine import ONE_THREAD, Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
 from mmembed.transforms.processes import deaths, hide_lost_connections, kill_processes, process_environment
-from mmembed.transforms.threads import ONE_THREAD
 
 # One process a core, each with one thread: more threads than cores are slower. The malloc settings keep glibc from
 # giving the heap back after each picture.

@@ -10,12 +10,7 @@ from typing import Any
 import apache_beam as beam
 from threadpoolctl import threadpool_limits
 
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+from mmembed.engine import ONE_THREAD
 
 
 def use_one_thread() -> None:

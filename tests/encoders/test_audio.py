@@ -197,7 +197,7 @@ def test_each_rate_is_a_space_of_its_own_and_a_wrong_one_is_refused() -> None:
 
 
 def test_it_is_the_built_in_encoder_and_is_made_without_librosa() -> None:
-    assert resolve(Audio(), "builtin") == AudioStatistics()
+    assert resolve(Audio(), "builtin") == (Audio(sample_rate=16_000), AudioStatistics())
     program = (
         "import sys, numpy as np\n"
         "from mmembed.encoders.audio import AudioStatistics\n"

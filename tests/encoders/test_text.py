@@ -15,9 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from mmembed.encoders import Encoder, resolve
 from mmembed.encoders import text as module
-from mmembed.encoders.text import NGRAMS, SIZES, VECTORS, TextFeatures, ngram_sums
+from mmembed.encoders.text import NGRAMS, SIZES, VECTORS, ngram_sums
 from mmembed.errors import EncodeError, UsageError
+from mmembed.modalities.text import Text
 
 TEXTS = ["A frog.", "Une grenouille à l'eau", "Лягушка", "青蛙。", "カエル", "🐸", "!?", "x", "<s>", "एक मेंढक", "e" * 99]
 LONG = "Frogs leap, quite far: number " + " ".join(f"{i} and «Ünïcode» {i % 7}." for i in range(1700))
@@ -49,10 +51,14 @@ def slow_ngrams(text: str) -> NDArray[np.float64]:
     return result
 
 
+def encoder() -> Encoder:
+    """The built-in one: word vectors and n-grams side by side."""
+    return resolve(Text(), "builtin")[1]
+
+
 def test_features_have_the_shape_and_type_of_their_space() -> None:
-    encoder = TextFeatures()
-    features = encoder.encode(TEXTS)
-    assert features.shape == (len(TEXTS), encoder.space.dim) == (len(TEXTS), VECTORS + NGRAMS)
+    features = encoder().encode(TEXTS)
+    assert features.shape == (len(TEXTS), encoder().space.dim) == (len(TEXTS), VECTORS + NGRAMS)
     assert features.dtype == np.float32
     assert np.isfinite(features).all()
     np.testing.assert_allclose(np.linalg.norm(features[:, :VECTORS], axis=1), 1, rtol=1e-5)
@@ -66,7 +72,7 @@ def test_word_vectors_are_those_of_wordllama() -> None:
     folder = Path(wordllama.__file__).parent
     reference = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
     np.testing.assert_allclose(
-        TextFeatures().encode(TEXTS)[:, :VECTORS], reference.embed(TEXTS, norm=True), rtol=0, atol=2e-6
+        encoder().encode(TEXTS)[:, :VECTORS], reference.embed(TEXTS, norm=True), rtol=0, atol=2e-6
     )
 
 
@@ -74,7 +80,7 @@ def test_word_vectors_of_a_long_text_are_those_of_its_tokens_in_double_precision
     """WordLlama itself adds tens of thousands of vectors in single precision, and is further off than this."""
     tokenizer, table = module._load()
     mean = table[tokenizer.encode(LONG, add_special_tokens=False).ids].astype(np.float64).mean(axis=0)
-    actual = TextFeatures().encode([LONG])[0, :VECTORS]
+    actual = encoder().encode([LONG])[0, :VECTORS]
     np.testing.assert_allclose(actual, mean / np.linalg.norm(mean), rtol=0, atol=1e-6)
 
 
@@ -93,9 +99,7 @@ def test_a_long_text_is_the_sum_of_its_words() -> None:
     assert len(LONG) > 2 * module.BLOCK
     expected = slow_ngrams(LONG)
     expected = np.sign(expected) * np.sqrt(np.abs(expected))
-    np.testing.assert_allclose(
-        TextFeatures().encode([LONG])[0, VECTORS:], expected / np.linalg.norm(expected), atol=1e-6
-    )
+    np.testing.assert_allclose(encoder().encode([LONG])[0, VECTORS:], expected / np.linalg.norm(expected), atol=1e-6)
 
 
 def test_pieces_of_a_long_text_are_short_and_lose_only_spaces() -> None:
@@ -108,29 +112,29 @@ def test_pieces_of_a_long_text_are_short_and_lose_only_spaces() -> None:
 
 def test_a_text_gives_the_same_bits_alone_and_in_any_batch() -> None:
     texts = [*TEXTS, LONG, *(f"number {i} of some" for i in range(2000)), LONG[:20_000], *TEXTS[::-1]]
-    together = TextFeatures().encode(texts)
+    together = encoder().encode(texts)
     for row in [*range(14), 700, 1999, *range(len(texts) - 13, len(texts))]:
-        assert TextFeatures().encode(texts[row : row + 1]).tobytes() == together[row].tobytes(), texts[row][:40]
-    assert TextFeatures().encode(texts[::-1])[::-1].tobytes() == together.tobytes()
+        assert encoder().encode(texts[row : row + 1]).tobytes() == together[row].tobytes(), texts[row][:40]
+    assert encoder().encode(texts[::-1])[::-1].tobytes() == together.tobytes()
 
 
 @settings(deadline=None, max_examples=30)
 @given(some_texts)
 def test_any_text_gives_finite_features_and_the_same_bits_alone(texts: list[str]) -> None:
-    together = TextFeatures().encode(texts)
+    together = encoder().encode(texts)
     assert np.isfinite(together).all()
     for text, row in zip(texts, together, strict=True):
-        assert TextFeatures().encode([text]).tobytes() == row.tobytes()
+        assert encoder().encode([text]).tobytes() == row.tobytes()
 
 
 def test_known_values_stay() -> None:
     """If this fails on purpose, the version of the space must change too."""
-    assert TextFeatures().space.version == "1"
+    assert encoder().space.version == "1+1"
     sums = ngram_sums(["frog", "Żaba"])
     assert [np.flatnonzero(row).tolist() for row in sums] == KNOWN_PLACES
     assert [np.sign(row[row != 0]).astype(int).tolist() for row in sums] == KNOWN_SIGNS
     assert np.unique(np.abs(sums[0])).tolist() == [0, 1 / 14]
-    feature = TextFeatures().encode(["A frog."])[0]
+    feature = encoder().encode(["A frog."])[0]
     np.testing.assert_allclose(feature[[0, 1, 2, 255, 256 + KNOWN_PLACES[0][0]]], KNOWN_FEATURE, atol=1e-6)
 
 
@@ -142,54 +146,55 @@ def test_case_and_punctuation_change_no_ngram_but_spelling_does() -> None:
 
 def test_languages_give_different_features_and_kindred_spellings_near_ones() -> None:
     names = ["frog", "grenouille", "Лягушка", "жаба", "青蛙", "カエル", "ضفدع", "개구리"]
-    features = TextFeatures().encode(names)
+    features = encoder().encode(names)
     for part in (features[:, :VECTORS], features[:, VECTORS:]):
         similar = part @ part.T
         assert similar[~np.eye(len(names), dtype=bool)].max() < 0.8
-    near, far = TextFeatures().encode(["grenouilles", "escargot"])[:, VECTORS:] @ features[1, VECTORS:]
+    near, far = encoder().encode(["grenouilles", "escargot"])[:, VECTORS:] @ features[1, VECTORS:]
     assert near > 0.6 > 0.3 > far
 
 
 def test_meaning_is_in_the_word_vectors() -> None:
-    cat, kitten, bridge = TextFeatures().encode(["a cat", "the kitten", "a bridge"])[:, :VECTORS]
+    cat, kitten, bridge = encoder().encode(["a cat", "the kitten", "a bridge"])[:, :VECTORS]
     assert cat @ kitten > cat @ bridge + 0.1
 
 
 def test_an_empty_text_is_an_encode_error() -> None:
     with pytest.raises(EncodeError, match="text 1 of the batch is empty"):
-        TextFeatures().encode(["a", ""])
+        encoder().encode(["a", ""])
 
 
 def test_the_encoder_is_a_small_value_without_its_weights() -> None:
-    encoder = TextFeatures()
-    encoder.setup()
+    built_in = encoder()
+    built_in.setup()
     loaded = module._load()
-    encoder.setup()
+    built_in.setup()
     assert module._load() is loaded
-    pickled = pickle.dumps(encoder)
-    assert len(pickled) < 200
-    assert pickle.loads(pickled) == encoder
-    assert pickle.loads(pickled).encode(TEXTS).tobytes() == encoder.encode(TEXTS).tobytes()
+    pickled = pickle.dumps(built_in)
+    assert len(pickled) < 300
+    assert pickle.loads(pickled) == built_in
+    assert pickle.loads(pickled).encode(TEXTS).tobytes() == built_in.encode(TEXTS).tobytes()
 
 
 def test_a_forked_worker_gives_the_same_bits_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
-    expected = TextFeatures().encode(TEXTS)
+    expected = encoder().encode(TEXTS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # pytest's own threads, from Python 3.12 on
         with multiprocessing.get_context("fork").Pool(1) as pool:
-            assert pool.apply(TextFeatures().encode, (TEXTS,)).tobytes() == expected.tobytes()
+            assert pool.apply(encoder().encode, (TEXTS,)).tobytes() == expected.tobytes()
     assert "fork" not in capfd.readouterr().err
 
 
 def test_the_same_bits_in_another_process_that_does_not_import_wordllama() -> None:
     code = (
-        "import sys, hashlib; from mmembed.encoders.text import TextFeatures; assert 'tokenizers' not in sys.modules;"
-        f"features = TextFeatures().encode({TEXTS!r}); assert 'wordllama' not in sys.modules;"
+        "import sys; from mmembed.encoders import resolve; from mmembed.modalities.text import Text;"
+        "assert 'tokenizers' not in sys.modules;"
+        f"features = resolve(Text(), 'builtin')[1].encode({TEXTS!r}); assert 'wordllama' not in sys.modules;"
         "sys.stdout.buffer.write(features.tobytes())"
     )
     environment = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, check=True)
-    assert run.stdout == TextFeatures().encode(TEXTS).tobytes()
+    assert run.stdout == encoder().encode(TEXTS).tobytes()
     assert run.stderr == b""
 
 

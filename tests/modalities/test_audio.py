@@ -294,7 +294,7 @@ def test_a_missing_file_and_a_file_without_sound_are_errors_that_name_it(tmp_pat
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"sample_rate": 0}, "sample_rate is 0, but must be 4000 to 192000"),
+        ({"sample_rate": 10}, "sample_rate is 10, but must be 4000 to 192000"),
         ({"window": -1.0}, "window is -1.0, but must be at least 0.1"),
         ({"window": float("nan")}, "window is nan"),
         ({"window": float("inf")}, "window is inf"),

@@ -392,7 +392,7 @@ def test_the_same_bytes_give_the_same_pixels_and_the_modality_is_picklable() -> 
     [
         ({"size": 8}, "size is 8"),
         ({"size": 5000}, "16 to 1024"),
-        ({"fit": "stretch"}, '"letterbox" or "crop"'),
+        ({"fit": "fill"}, '"letterbox", "crop" or "stretch"'),
         ({"tiles": "2"}, "rows x columns"),
         ({"tiles": "0x2"}, "rows x columns"),
         ({"tiles": "2x2x2"}, "rows x columns"),

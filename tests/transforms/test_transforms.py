@@ -18,7 +18,7 @@ from apache_beam.testing.util import assert_that, equal_to
 from command import ENVIRONMENT, content
 from threadpoolctl import threadpool_limits
 
-from mmembed.config import ExtractConfig, modalities
+from mmembed.config import ExtractConfig, Parts
 from mmembed.encoders import Encoder
 from mmembed.engine import Engine
 from mmembed.errors import MmembedError, UsageError
@@ -75,13 +75,13 @@ def units(source: Source) -> list[Unit]:
 @pytest.fixture(scope="module")
 def parts() -> dict[str, tuple[Modality, Encoder]]:
     """Built-in encoders; each picture is five segments."""
-    return modalities(ExtractConfig(image=Image(tiles="2x2")))
+    return dict(Parts(ExtractConfig(image=Image(tiles="2x2"))))
 
 
 @pytest.fixture(scope="module")
 def small_parts() -> dict[str, tuple[Modality, Encoder]]:
     names = {f"{name}_encoder": f"small_encoders:Small{name.capitalize()}" for name in ("image", "text", "audio")}
-    return modalities(replace(ExtractConfig(), **names))  # type: ignore[arg-type]
+    return dict(Parts(replace(ExtractConfig(), **names)))  # type: ignore[arg-type]
 
 
 Expected = tuple[list[Record], dict[str, list[Segment]], list[Failure], dict[str, int]]

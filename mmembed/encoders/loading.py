@@ -1,0 +1,69 @@
+"""Models are loaded once a process, and files that make a space are known by their content."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmembed.errors import UsageError
+
+T = TypeVar("T")
+
+_loaded: dict[Hashable, Any] = {}
+_lock = threading.Lock()
+
+
+def once(key: Hashable, load: Callable[[], T]) -> T:
+    """What `load` gives, made at the first call with this key and then shared by all encoders, records and threads of
+    the process."""
+    with _lock:  # two threads of a worker that begin together must not hold a model each
+        if key not in _loaded:
+            _loaded[key] = load()
+        found: T = _loaded[key]
+        return found
+
+
+def digest(paths: Iterable[Path], *values: Any) -> str:
+    """A hash of the content of files and of values as they print: 16 hex digits of BLAKE2b.
+
+    Raises:
+        UsageError: a file can't be read.
+    """
+    hash = hashlib.blake2b(repr(values).encode(), digest_size=8)
+    for path in paths:
+        try:
+            with path.open("rb") as file:
+                hash.update(hashlib.file_digest(file, hashlib.blake2b).digest())
+        except OSError as error:
+            raise UsageError(f"can't read {path}: {error.strerror}") from error
+    return hash.hexdigest()
+
+
+def check_unchanged(path: str | Path, files: Iterable[Path], weights: str) -> None:
+    """Raise UsageError if the files of a model have not the hash that they had where the run began."""
+    if digest(files) != weights:
+        raise UsageError(f"the model {path} is another here than where the run began: give all workers the same")
+
+
+def reason(error: Exception) -> str:
+    """What an error of a library says, in a line that is not too long."""
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def options_of(spec: str) -> tuple[str, dict[str, str]]:
+    """A spec without its scheme, as path and options: "m.onnx?pooling=cls&output=x".
+
+    Raises:
+        UsageError: an option is not of the form key=value.
+    """
+    path, _, query = spec.partition("?")
+    options = {}
+    for pair in filter(None, query.split("&")):
+        key, equals, value = pair.partition("=")
+        if not equals or not key or not value:
+            raise UsageError(f"{pair!r} of {spec!r} is no key=value")
+        options[key] = value
+    return path, options

@@ -1,0 +1,95 @@
+"""Encoders that are models of sentence-transformers, if that package is installed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmembed.encoders.huggingface import find
+from mmembed.encoders.input import Array, Input, by_length
+from mmembed.encoders.loading import check_unchanged, digest, once, options_of, reason
+from mmembed.errors import EncodeError, UsageError
+from mmembed.types import Space
+
+
+@dataclass(frozen=True)
+class SentenceModel:
+    """A model of texts, with whatever modules it has (pooling, dense layers, normalization).
+
+    Attributes:
+        folder: of the model, absolute.
+        weights: hash of its files.
+    """
+
+    folder: str
+    weights: str
+    space: Space
+    modality: str = "text"
+    input: Input = Input()
+
+    def setup(self) -> None:
+        """Load the model, once a process.
+
+        Raises:
+            UsageError: it can't be read, or is another than where the run began.
+        """
+        _model(self.folder, self.weights)
+
+    def encode(self, batch: Sequence[str]) -> Array:
+        """Features, float32 (len(batch), space.dim).
+
+        Raises:
+            EncodeError: a text can't be encoded.
+        """
+        model = _model(self.folder, self.weights)
+        features = np.empty((len(batch), self.space.dim), np.float32)
+        try:
+            # Equally long texts together: then nothing is padded, and no text depends on its neighbours.
+            for rows in by_length([len(ids) for ids in model.tokenizer(list(batch))["input_ids"]]):
+                texts = [batch[row] for row in rows]
+                features[rows] = model.encode(texts, batch_size=len(texts), show_progress_bar=False)
+        except Exception as error:  # whatever a model's own modules raise
+            raise EncodeError(f"the model {self.space.name} failed: {reason(error)}") from error
+        return features
+
+
+def open_model(modality: str, rest: str) -> SentenceModel:
+    """The encoder of a spec "FOLDER", or "NAME" of a model that `hf download` has fetched.
+
+    Raises:
+        UsageError: sentence-transformers is missing, or there is no such model.
+    """
+    name, options = options_of(rest)
+    if modality != "text" or options:
+        raise UsageError("sentence-transformers: encodes text, and takes no options")
+    folder = find(name)
+    weights = digest(_files(folder))
+    dim = len(_model(str(folder), weights).encode("a picture"))
+    return SentenceModel(str(folder), weights, Space(name.rstrip("/").rpartition("/")[2], weights, dim))
+
+
+def _files(folder: Path) -> list[Path]:
+    """What decides its features: configurations, tokenizer and weights."""
+    kinds = (".json", ".safetensors", ".txt", ".model")
+    return sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
+
+
+def _model(folder: str, weights: str) -> Any:
+    return once(("sentence-transformers", folder, weights), lambda: _open(Path(folder), weights))
+
+
+def _open(folder: Path, weights: str) -> Any:
+    check_unchanged(folder, _files(folder), weights)
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise UsageError("it needs sentence-transformers: pip install sentence-transformers") from error
+    options = {"use_safetensors": True}
+    try:
+        return SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False, model_kwargs=options)
+    except Exception as error:  # whatever is wrong with its files
+        raise UsageError(f"can't read the model {folder}: {reason(error)}") from error
