@@ -1,17 +1,19 @@
-"""An ONNX model with weights and activations of 8 bits: a third to a quarter of the size.
+"""An ONNX model with weights of 8 bits: a quarter of the size.
 
     pip install onnx 'mmembed[onnx]'
     python examples/encoders/quantize.py models/efficientnet-lite0.onnx models/int8/efficientnet-lite0.onnx INPUT
     python examples/encoders/quantize.py models/minilm/minilm.onnx models/int8/minilm.onnx INPUT
 
-INPUT is a data set on whose first segments the ranges of activations are measured. They are fixed ("static"): ranges
-that are measured in each call ("dynamic") would be of the whole batch, and a feature would depend on its neighbours.
+Activations have 16 bits, which costs next to no recall; with `--activations 8` they have 8, which costs a lot (see
+docs/encoders.md) and is faster only on processors with instructions for it. INPUT is a data set on whose first segments
+the ranges of activations are measured. They are fixed ("static"): ranges that are measured in each call ("dynamic")
+would be of the whole batch, and a feature would depend on its neighbours.
 """
 
 from __future__ import annotations
 
+import argparse
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from mmembed.bench import normalized_segments
 from mmembed.config import ExtractConfig, Parts
 from mmembed.encoders.onnx import OnnxModel, feeds, session
 
-BESIDE = ("*.json", "1_Pooling/*.json")
+BESIDE = ("tokenizer*.json", "sentence_bert_config.json", "modules.json", "1_Pooling/config.json")
 
 
 class Segments(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
@@ -40,7 +42,7 @@ class Segments(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
         return next(self.feeds, None)
 
 
-def main(path: Path, target: Path, input: str) -> None:
+def main(path: Path, target: Path, input: str, bits: int) -> None:
     """Write the quantized model, and beside it what tells how it is fed."""
     modality = "text" if (path.parent / "tokenizer.json").is_file() else "image"
     config = ExtractConfig(**{f"{modality}_encoder": f"onnx:{path}"})  # type: ignore[arg-type]
@@ -54,13 +56,14 @@ def main(path: Path, target: Path, input: str) -> None:
         str(target),
         Segments(model, normalized_segments(input, config)[modality]),
         quant_format=QuantFormat.QDQ,
-        activation_type=QuantType.QUInt8,
-        weight_type=QuantType.QInt8,
+        activation_type={8: QuantType.QUInt8, 16: QuantType.QUInt16}[bits],
+        # Beside activations of 8 bits, signed weights overflow on processors without VNNI.
+        weight_type={8: QuantType.QUInt8, 16: QuantType.QInt8}[bits],
         per_channel=True,
-        op_types_to_quantize=["Conv", "MatMul", "Gemm"],
+        op_types_to_quantize=["Conv", "MatMul", "Gemm", "Gather"],
     )
     prepared.unlink()
-    for pattern in BESIDE:
+    for pattern in (f"{path.stem}.json", *BESIDE):
         for file in path.parent.glob(pattern):
             copy = target.parent / file.relative_to(path.parent)
             copy.parent.mkdir(exist_ok=True)
@@ -69,4 +72,10 @@ def main(path: Path, target: Path, input: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("input")
+    parser.add_argument("--activations", type=int, choices=(8, 16), default=16)
+    options = parser.parse_args()
+    main(options.model, options.target, options.input, options.activations)

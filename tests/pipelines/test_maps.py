@@ -111,10 +111,12 @@ def test_filters_of_texts_keep_no_class_name_out_and_say_why_a_query_is_none(man
 JOINT = """
 import numpy as np
 import small_encoders
+from mmembed.encoders.input import Input
 from mmembed.types import Space
 
 class Shared:
     space = Space("joint", "1", 24)
+    input = Input()
     def setup(self): pass
 
 class Image(Shared):
