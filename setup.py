@@ -26,6 +26,7 @@ setup(
         "pillow>=11,<13",  # decoding pictures
         "soundfile>=0.13,<1",  # reading sounds: its wheel carries libsndfile, with MP3
         "soxr>=0.5,<2",  # resampling, also of streams
+        "cloudpickle>=2",  # what Beam sends encoders to workers with: `mmembed.testing` tries it
         "braceexpand>=0.1.7",  # inputs like shard-{00000..00099}.tar
         "ImageHash>=4.3",  # near duplicates among pictures
         "datasketch>=2,<3",  # near duplicates among texts; 1 has other hashes

@@ -57,7 +57,7 @@ def pixels(path: Path) -> NDArray[np.float32]:
     scale = SIDE / max(layer.size)
     small = layer.resize((max(1, round(layer.width * scale)), max(1, round(layer.height * scale))))
     square.paste(small, ((SIDE - small.width) // 2, (SIDE - small.height) // 2), small)
-    return ((np.asarray(square, np.float32) - 127) / 128).transpose(2, 0, 1)
+    return (np.asarray(square, np.float32).transpose(2, 0, 1) - np.float32(127)) / np.float32(128)
 
 
 def cpu_seconds(command: list[str]) -> float:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mmembed.bench import Checked
 from mmembed.dataset import Dataset
 from mmembed.evaluate import format_table
+
+if TYPE_CHECKING:
+    from mmembed.bench import Checked
 
 _WIDEST_CELL = 60
 _EXAMPLES = 5

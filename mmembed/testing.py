@@ -6,6 +6,7 @@ import pickle
 from collections.abc import Sequence
 from typing import Any
 
+import cloudpickle
 import numpy as np
 from numpy.typing import NDArray
 
@@ -49,11 +50,10 @@ def segments(modality: str, input: Input, seed: int = 0) -> list[Any]:
         return [np.asarray(picture, np.uint8) for picture in (*noise, np.full((side, side, 3), 255.0), ramp, shape)]
     if modality == "audio":
         rate = input.sample_rate or RATE
-        time = np.arange(2 * rate) / rate
-        tone = 0.1 * np.sin(2 * np.pi * 440 * time)
+        tone = 0.1 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
         click = np.where(np.arange(rate // 2) == rate // 4, 0.9, 0.01)
-        hiss = 0.1 * random.normal(size=2 * rate)
-        sounds = (hiss, tone, np.pad(tone[: rate // 2], (0, rate)), click, np.pad(hiss[:rate], (0, rate)))
+        hiss = 0.1 * random.normal(size=rate)
+        sounds = (hiss, tone, np.pad(tone[: rate // 2], (0, rate // 2)), click, np.pad(hiss[: rate // 2], (0, rate)))
         return [sound.astype(np.float32) for sound in sounds]
     raise ValueError(f"modality = {modality!r}: must be image, text or audio")
 
@@ -74,7 +74,7 @@ def check_encoder(encoder: Encoder, batch: Sequence[Any] = ()) -> None:
     tried = list(batch) or segments(encoder.modality, encoder.input)
     before = [_copy(segment) for segment in tried]
     try:
-        sent = pickle.loads(pickle.dumps(encoder))  # what is read here was written here
+        sent = pickle.loads(cloudpickle.dumps(encoder))  # as Beam does it; what is read here was written here
     except Exception as error:
         raise AssertionError(
             f"it can't be pickled ({error}), so workers can't have it: keep paths and settings in fields, and load "
@@ -108,7 +108,10 @@ def exact_in_any_batch(encoder: Encoder, batch: Sequence[Any] = ()) -> bool:
 
 
 def _checked(encoder: Encoder, batch: Sequence[Any], what: str) -> NDArray[np.float32]:
-    features = encoder.encode(batch)
+    try:
+        features = encoder.encode(batch)
+    except Exception as error:
+        raise AssertionError(f"of {what} encode() raises {type(error).__name__}: {error}") from error
     shape = (len(batch), encoder.space.dim)
     assert isinstance(features, np.ndarray), f"of {what} encode() gives {type(features).__name__}, not a numpy array"
     assert features.dtype == np.float32, f"of {what} features are {features.dtype}: they must be float32"

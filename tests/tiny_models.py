@@ -215,8 +215,8 @@ def wav2vec2(folder: Path) -> Path:
     return folder
 
 
-def clap(folder: Path) -> Path:
-    """CLAP, which takes spectrograms of 48 kHz."""
+def clap(folder: Path, fused: bool = False) -> Path:
+    """CLAP, which takes spectrograms of 48 kHz; the fused one several of a sound that is too long."""
     from transformers import ClapConfig, ClapFeatureExtractor, ClapModel
 
     config = ClapConfig(
@@ -239,11 +239,14 @@ def clap(folder: Path) -> Path:
             "num_attention_heads": [2, 2],
             "num_hidden_layers": 2,
             "projection_dim": 16,
+            "enable_fusion": fused,
+            "fusion_type": "aff_2d" if fused else None,
         },
         projection_dim=16,
     )
     _saved(ClapModel, config, folder, None)
-    extractor = ClapFeatureExtractor(feature_size=16, max_length_s=2, hop_length=1500, truncation="rand_trunc")
+    truncation = "fusion" if fused else "rand_trunc"
+    extractor = ClapFeatureExtractor(feature_size=16, max_length_s=2, hop_length=1500, truncation=truncation)
     extractor.save_pretrained(folder)
     return folder
 

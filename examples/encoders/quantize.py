@@ -1,8 +1,8 @@
 """An ONNX model with weights of 8 bits: a quarter of the size.
 
     pip install onnx 'mmembed[onnx]'
-    python examples/encoders/quantize.py models/efficientnet-lite0.onnx models/int8/efficientnet-lite0.onnx INPUT
-    python examples/encoders/quantize.py models/minilm/minilm.onnx models/int8/minilm.onnx INPUT
+    python examples/encoders/quantize.py image models/efficientnet-lite0.onnx models/small/efficientnet-lite0.onnx INPUT
+    python examples/encoders/quantize.py text models/minilm/minilm.onnx models/small/minilm.onnx INPUT
 
 Activations have 16 bits, which costs next to no recall; with `--activations 8` they have 8, which costs a lot (see
 docs/encoders.md) and is faster only on processors with instructions for it. INPUT is a data set on whose first segments
@@ -23,18 +23,23 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 
 from mmembed.bench import normalized_segments
 from mmembed.config import ExtractConfig, Parts
-from mmembed.encoders.onnx import OnnxModel, feeds, session
+from mmembed.encoders.onnx import OnnxModel, feeds
 
-BESIDE = ("tokenizer*.json", "sentence_bert_config.json", "modules.json", "1_Pooling/config.json")
+BESIDE = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "sentence_bert_config.json",
+    "modules.json",
+    "1_Pooling/config.json",
+)
 
 
 class Segments(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has no types
     """What the model is fed with, one batch of one segment after the other."""
 
     def __init__(self, model: OnnxModel, segments: list[Any]) -> None:
-        opened = session(model.path, model.weights)
         self.feeds: Iterator[Mapping[str, Any]] = (
-            feed for segment in segments for _, feed, _ in feeds(model, opened, [segment])
+            feed for segment in segments for _, feed, _ in feeds(model, [segment])
         )
 
     def get_next(self) -> Mapping[str, Any] | None:
@@ -42,9 +47,8 @@ class Segments(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
         return next(self.feeds, None)
 
 
-def main(path: Path, target: Path, input: str, bits: int) -> None:
+def main(modality: str, path: Path, target: Path, input: str, bits: int) -> None:
     """Write the quantized model, and beside it what tells how it is fed."""
-    modality = "text" if (path.parent / "tokenizer.json").is_file() else "image"
     config = ExtractConfig(**{f"{modality}_encoder": f"onnx:{path}"})  # type: ignore[arg-type]
     _, model = Parts(config)[modality]
     assert isinstance(model, OnnxModel)
@@ -63,9 +67,10 @@ def main(path: Path, target: Path, input: str, bits: int) -> None:
         op_types_to_quantize=["Conv", "MatMul", "Gemm", "Gather"],
     )
     prepared.unlink()
-    for pattern in (f"{path.stem}.json", *BESIDE):
-        for file in path.parent.glob(pattern):
-            copy = target.parent / file.relative_to(path.parent)
+    copies = {path.with_suffix(".json"): target.with_suffix(".json")}
+    copies |= {path.parent / name: target.parent / name for name in BESIDE}
+    for file, copy in copies.items():
+        if file.is_file() and file != copy:
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
     print(f"onnx:{target}: {target.stat().st_size / path.stat().st_size:.2f} of the size")
@@ -73,9 +78,10 @@ def main(path: Path, target: Path, input: str, bits: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("modality", choices=("image", "text", "audio"))
     parser.add_argument("model", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("input")
     parser.add_argument("--activations", type=int, choices=(8, 16), default=16)
     options = parser.parse_args()
-    main(options.model, options.target, options.input, options.activations)
+    main(options.modality, options.model, options.target, options.input, options.activations)

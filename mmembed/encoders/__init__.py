@@ -38,7 +38,7 @@ _SCHEMES = {
 FORMS = f"builtin, {', '.join(_NAMES)}, {', '.join(f'{scheme}:…' for scheme in _SCHEMES)}, or module:Class"
 """What a spec may be, for messages."""
 
-_PLUS = re.compile(r"\+(?=[A-Za-z_][\w.-]*:|[A-Za-z_][\w-]*(?:\+|$))")  # and not that of a path like c++/a+b.onnx
+_STARTS_WITH_SCHEME = re.compile(r"[A-Za-z_][\w.-]*:")
 
 M = TypeVar("M", bound=Modality)
 
@@ -131,18 +131,33 @@ def resolve(modality: M, spec: str) -> tuple[M, Encoder]:
     Raises:
         UsageError: there is no such encoder, it is for another modality, or wants other segments than the user.
     """
-    encoders = []
-    parts = (_BUILTIN[modality.name] if part == "builtin" else part for part in _PLUS.split(spec))
-    for part in _PLUS.split("+".join(parts)):
-        encoder = _make(modality, part)
-        modality = _fitted(modality, encoder, part)
-        encoders.append(encoder)
-    return modality, encoders[0] if len(encoders) == 1 else SideBySide(tuple(encoders))
+    parts = [_BUILTIN[modality.name] if part == "builtin" else part for part in _parts(spec)]
+    specs = _parts("+".join(parts))
+    chosen = bool(getattr(modality, "fit", ""))
+    made: dict[int, Encoder] = {}
+    # Models first: they say what they take, and the built-in encoders take what there is.
+    for place in sorted(range(len(specs)), key=lambda place: specs[place] in _NAMES):
+        made[place] = _make(modality, specs[place])
+        modality = _fitted(modality, made[place], specs[place], chosen)
+    encoders = tuple(made[place] for place in range(len(specs)))
+    return modality, encoders[0] if len(encoders) == 1 else SideBySide(encoders)
+
+
+def _parts(spec: str) -> list[str]:
+    """What "+" joins; that of a path, as in c++/a+b.onnx, is part of it."""
+    first, *rest = spec.split("+")
+    parts = [first]
+    for piece in rest:
+        if piece in ("builtin", *_NAMES) or _STARTS_WITH_SCHEME.match(piece) or entry_points(group=GROUP, name=piece):
+            parts.append(piece)
+        else:
+            parts[-1] += f"+{piece}"
+    return parts
 
 
 def absolute(spec: str) -> str:
     """A spec whose paths are those from the root on."""
-    return "+".join(map(_absolute, _PLUS.split(spec)))
+    return "+".join(map(_absolute, _parts(spec)))
 
 
 def _absolute(spec: str) -> str:
@@ -150,8 +165,7 @@ def _absolute(spec: str) -> str:
     if scheme not in _SCHEMES:
         return spec
     path, options = options_of(rest)
-    paths = {"input": options["input"]} if "input" in options else {}
-    found = {key: str(Path(value).absolute()) for key, value in paths.items()}
+    found = {key: str(Path(options[key]).absolute()) for key in ("input", "tokenizer") if key in options}
     path = str(Path(path).absolute()) if Path(path).exists() else path  # else the name of a model
     return f"{scheme}:{path}" + "?" * bool(options) + "&".join(f"{k}={v}" for k, v in (options | found).items())
 
@@ -195,19 +209,24 @@ def _import(name: str) -> Callable[..., Any]:
 
 def _shared_fields(kind: Any, modality: Any) -> dict[str, Any]:
     """The values that a modality has for the fields of a dataclass, but for those that it leaves open."""
+    known = {item.name for item in fields(modality)}
     names = [item.name for item in fields(kind)] if is_dataclass(kind) else []
-    return {name: value for name in names if (value := getattr(modality, name, None))}
+    return {name: value for name in names if name in known and (value := getattr(modality, name))}
 
 
-def _fitted(modality: M, encoder: Encoder, spec: str) -> M:
-    """The modality that makes what an encoder takes."""
+def _fitted(modality: M, encoder: Encoder, spec: str, chosen: bool) -> M:
+    """The modality that makes what an encoder takes.
+
+    Args:
+        chosen: whether the user has chosen how a picture becomes a square.
+    """
     wanted = {name: value for name in _SHAPES if (value := getattr(encoder.input, name)) and hasattr(modality, name)}
     for name, value in wanted.items():
         has = getattr(modality, name)
-        if has and has != value and name != "fit":  # how a picture becomes a square is the user's choice
+        if has and has != value and not (name == "fit" and chosen):
             raise UsageError(
-                f"the encoder {spec!r} takes {modality.name} of {name} = {value}, but it is {has}: leave it "
-                "open, or use encoders that take the same"
+                f"the encoder {spec!r} takes {modality.name} of {name} = {value}, but it is {has}: leave "
+                f"--{modality.name}-{name.replace('_', '-')} open, or use encoders that take the same"
             )
     open_ = {name: value for name, value in wanted.items() if not getattr(modality, name)}
     return cast(M, replace(cast(Any, modality), **open_))

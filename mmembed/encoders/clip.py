@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 
 from mmembed.encoders.input import EXAMPLES, Array, Input, pixel_values
-from mmembed.encoders.loading import check_unchanged, digest, once, options_of, reason
+from mmembed.encoders.loading import check_unchanged, digest, model_files, once, options_of, reason
 from mmembed.errors import EncodeError, UsageError
 from mmembed.types import Space
 
-_FILES = ("open_clip_config.json", "open_clip_model.safetensors")
 _FITS = {"shortest": "crop", "longest": "letterbox", "squash": "stretch"}
 
 
@@ -73,7 +72,9 @@ def open_model(modality: str, rest: str) -> ClipModel:
     if modality not in ("image", "text") or options:
         raise UsageError("open_clip: encodes image and text, and takes no options")
     folder = Path(name).absolute()
-    weights = digest([folder / file for file in _FILES])
+    if not folder.is_dir():
+        raise UsageError(f"{name} is no folder; it must hold open_clip_config.json and open_clip_model.safetensors")
+    weights = digest(model_files(folder))
     said = _model(str(folder), weights)[0].visual.preprocess_cfg
     sides = said["size"] if isinstance(said["size"], tuple | list) else (said["size"],) * 2
     if sides[0] != sides[1]:
@@ -89,7 +90,7 @@ def _model(folder: str, weights: str) -> tuple[Any, Any]:
 
 
 def _open(folder: Path, weights: str) -> tuple[Any, Any]:
-    check_unchanged(folder, [folder / file for file in _FILES], weights)
+    check_unchanged(folder, model_files(folder), weights)
     try:
         import open_clip
         import torch

@@ -13,6 +13,9 @@ from mmembed.errors import UsageError
 
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _LIMITS = ("sentence_bert_config.json", "tokenizer_config.json")
+_MODULES = {"Transformer", "Pooling", "Normalize"}
+_REMEDY = "name it by sentence-transformers:FOLDER"
+_SHORTER = ("CLIP", "ChineseCLIP", "Bit")
 _NO_LIMIT = 100_000  # tokenizers without a limit of their own say 10^30
 
 
@@ -55,7 +58,7 @@ def describe(
     values, files = from_hugging_face(folder, modality, spectrograms)
     if own:
         files.append(own)
-        for key, value in read_json(own).items():
+        for key, value in read_object(own).items():
             values[key] = str((own.parent / str(value)).resolve()) if key == "tokenizer" else value
         if (meant := values.pop("modality", modality)) != modality:
             raise UsageError(f"{own} is of a model of {meant}, not of {modality}")
@@ -78,7 +81,7 @@ def from_hugging_face(folder: Path, modality: str, spectrograms: bool) -> tuple[
     values: dict[str, Any] = {}
     files: list[Path] = []
 
-    def read(name: str) -> dict[str, Any]:
+    def read(name: str) -> Any:
         if not (folder / name).is_file():
             return {}
         files.append(folder / name)
@@ -91,13 +94,16 @@ def from_hugging_face(folder: Path, modality: str, spectrograms: bool) -> tuple[
             most = limits.get("max_seq_length") or limits.get("model_max_length") or _NO_LIMIT
             if most < _NO_LIMIT and "max_tokens" not in values:
                 values["max_tokens"] = int(most)
-        if pooling := _pooling(read("1_Pooling/config.json")):
-            values["pooling"] = pooling
-            values["normalize"] = (folder / "2_Normalize").is_dir() or "Normalize" in _text(folder / "modules.json")
+        kinds = [str(module.get("type")).rpartition(".")[2] for module in read("modules.json")]
+        pooling = read("1_Pooling/config.json")
+        if unknown := set(kinds) - _MODULES:
+            raise UsageError(f"{folder} has modules that are not known here ({', '.join(sorted(unknown))}): {_REMEDY}")
+        if pooling:
+            values |= {"pooling": _pooling(pooling, folder), "normalize": "Normalize" in kinds}
         return values, files
     said = read(_PREPROCESSORS[0]) or read(_PREPROCESSORS[1])
     if modality == "image":
-        return _pictures(said.get("image_processor", said)), files
+        return _pictures(said.get("image_processor", said), folder / _PREPROCESSORS[0]), files
     said = said.get("feature_extractor", said)
     if said.get("feature_size", 1) != 1 and not spectrograms:
         kind = said.get("feature_extractor_type", "its feature extractor")
@@ -109,18 +115,27 @@ def from_hugging_face(folder: Path, modality: str, spectrograms: bool) -> tuple[
     return {key: value for key, value in sounds.items() if value is not None}, files
 
 
-def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
+def _pictures(said: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """An image processor's configuration in our words."""
     if "size" not in said:
         return {}
+    kind = str(said.get("image_processor_type", said.get("feature_extractor_type", "")))
+    if not said.get("do_resize", True) or said.get("do_pad", False):
+        raise UsageError(f"{path}: {kind or 'its processor'} does not resize, or pads: say size and fit in options")
     size, crops = said["size"], said.get("do_center_crop", False)
-    if isinstance(size, dict) and "shortest_edge" in size:
-        side, fit = size["shortest_edge"], "crop"
+    edge = size.get("shortest_edge") if isinstance(size, dict) else None
+    values: dict[str, Any]
+    if "crop_pct" in said or kind.startswith("ConvNext"):  # large pictures whole, small ones less their borders
+        side = edge or _side(size, path)
+        share = said.get("crop_pct") or 224 / 256
+        small = {"size": int(side / share), "fit": "crop", "crop": side}
+        values = small if side < 384 else {"size": side, "fit": "stretch"}
     else:
-        side, fit = _side(size, "size"), "crop" if crops and isinstance(size, int) else "stretch"
-    values: dict[str, Any] = {"size": side, "fit": fit}
-    if crops:
-        values["crop"] = _side(said.get("crop_size", side), "crop_size")
+        # A number alone is the shorter side for processors like CLIP's, both sides for others (DeiT, ViT).
+        shorter = edge or (size if isinstance(size, int) and crops and kind.startswith(_SHORTER) else 0)
+        values = {"size": shorter or _side(size, path), "fit": "crop" if shorter else "stretch"}
+        if crops:
+            values["crop"] = _side(said.get("crop_size", values["size"]), path)
     # What we take for 1 is 255; a processor that multiplies by another factor has other units.
     unit = 255 * (said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0)
     normalizes = said.get("do_normalize", True) and "image_mean" in said
@@ -129,31 +144,43 @@ def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _side(size: Any, name: str) -> int:
+def _side(size: Any, path: Path) -> int:
     if isinstance(size, dict) and size.keys() >= {"height", "width"} and size["height"] == size["width"]:
         size = size["height"]
     if not isinstance(size, int):
-        raise UsageError(f"{name} = {size!r} of its image processor: only square pictures are known")
+        raise UsageError(f"{path}: a size of {size!r}: only square pictures are known")
     return size
 
 
-def _pooling(said: Mapping[str, Any]) -> str:
-    """The pooling of sentence-transformers in our words, "" where there is none, or one that is not known here."""
-    known = {"mean": "mean_tokens", "cls": "cls_token", "max": "max_tokens", "last": "lasttoken"}
-    chosen = {key.removeprefix("pooling_mode_") for key, on in said.items() if on is True}
-    chosen.add(said.get("pooling_mode", ""))
-    return next((ours for ours, theirs in known.items() if chosen & {ours, theirs}), "")
+def _pooling(said: Mapping[str, Any], folder: Path) -> str:
+    """The pooling of sentence-transformers in our words."""
+    known = {"mean_tokens": "mean", "cls_token": "cls", "max_tokens": "max", "lasttoken": "last"}
+    prefix = "pooling_mode_"
+    modes = [key.removeprefix(prefix) for key, on in said.items() if key.startswith(prefix) and on is True]
+    modes += [said["pooling_mode"]] if "pooling_mode" in said else []
+    named = [known.get(mode, mode) for mode in modes]
+    if len(named) != 1 or named[0] not in POOLINGS:
+        raise UsageError(f"{folder}/1_Pooling pools by {', '.join(modes)}, which is not known here: {_REMEDY}")
+    return named[0]
 
 
-def _text(path: Path) -> str:
-    return path.read_text("utf-8") if path.is_file() else ""
-
-
-def read_json(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """An object of a JSON file.
 
     Raises:
         UsageError: it can't be read, or holds none.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise UsageError(f"{path} holds no JSON object")
+    return found
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        UsageError: it can't be read, or is no JSON.
     """
     try:
         found = json.loads(path.read_text("utf-8"))
@@ -161,8 +188,6 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UsageError(f"can't read {path}: {error.strerror}") from error
     except ValueError as error:
         raise UsageError(f"{path} is no valid JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise UsageError(f"{path} holds no JSON object")
     return found
 
 

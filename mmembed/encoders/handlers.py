@@ -9,14 +9,15 @@ in a module of yours, and `--image-encoder module:encoder`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from mmembed.encoders.input import Array, Input, pixel_values, waveform
-from mmembed.encoders.loading import once
+from mmembed.encoders.input import Array, Input, by_length, pixel_values, waveform
+from mmembed.encoders.loading import once, reason
+from mmembed.errors import EncodeError
 from mmembed.types import Space
 
 
@@ -28,7 +29,7 @@ class HandlerEncoder:
         handler: gets float32 (3, h, w) pictures (or (h, w, 3), see `Input.layout`), texts as str, or float32 (samples,)
             sounds without padding; and gives arrays or tensors (dim,), or `PredictionResult`s of them. Its own
             `with_preprocess_fn` and `with_postprocess_fn` may bring these to what it is.
-        space: where its features live; of two handlers that compute something else, it must be another.
+        space: where its features live; of two handlers of one modality that compute something else, another.
     """
 
     handler: Any
@@ -41,12 +42,27 @@ class HandlerEncoder:
         self._model()
 
     def encode(self, batch: Sequence[Any]) -> Array:
-        """Features, float32 (len(batch), space.dim)."""
+        """Features, float32 (len(batch), space.dim).
+
+        Raises:
+            EncodeError: the handler fails on them.
+        """
+        features = np.empty((len(batch), self.space.dim), np.float32)
         examples: Sequence[Any] = batch
+        groups: Iterable[Any] = [range(len(batch))]
         if self.modality == "image":
             examples = list(pixel_values(batch, self.input))
         elif self.modality == "audio":
             examples = [waveform(samples, self.input.standardize) for samples in batch]
+            groups = by_length([len(example) for example in examples])
+        for rows in groups:
+            try:
+                features[rows] = self._run([examples[row] for row in rows])
+            except Exception as error:  # whatever a handler raises
+                raise EncodeError(f"the handler of {self.space.name} failed: {reason(error)}") from error
+        return features
+
+    def _run(self, examples: Sequence[Any]) -> Array:
         for prepare in self.handler.get_preprocess_fns():
             examples = [prepare(example) for example in examples]
         results = list(self.handler.run_inference(examples, self._model()))
@@ -55,7 +71,7 @@ class HandlerEncoder:
         return np.stack([_array(getattr(result, "inference", result)) for result in results])
 
     def _model(self) -> Any:
-        return once(("handler", self.space), self.handler.load_model)
+        return once(("handler", self.modality, self.space), self.handler.load_model)
 
 
 def _array(value: Any) -> Array:

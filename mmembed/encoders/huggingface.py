@@ -14,13 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmembed.encoders.description import describe
-from mmembed.encoders.input import EXAMPLES, Array, Input, by_length, pixel_values, pooled, unit_rows, waveform
-from mmembed.encoders.loading import check_unchanged, digest, once, options_of, reason
-from mmembed.errors import EncodeError, UsageError
+from mmembed.encoders.input import EXAMPLES, POOLING, Array, Input, by_length, pixel_values, pooled, unit_rows, waveform
+from mmembed.encoders.loading import check_unchanged, digest, model_files, once, options_of, reason
+from mmembed.errors import EncodeError, MmembedError, UsageError
 from mmembed.types import Space
 
-_DESCRIPTIONS = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json")
-_POOLINGS = {"image": "cls", "text": "mean", "audio": "mean"}
+_OFFSET = ("roberta", "camembert", "mpnet", "longformer", "clap_text")
 _PADDED = ("siglip", "siglip2")  # trained on texts padded to the full length, without a mask
 
 
@@ -60,8 +59,13 @@ class TransformersModel:
             EncodeError: a segment is not what the model takes.
         """
         features = np.empty((len(batch), self.space.dim), np.float32)
-        for rows, feed in _FEEDS[self.modality](self, batch):
-            features[rows] = _run(self, feed)
+        try:
+            for rows, feed in _FEEDS[self.modality](self, batch):
+                features[rows] = _run(self, feed)
+        except MmembedError:
+            raise
+        except Exception as error:  # a sound shorter than its kernels, say: of whatever kind the model's code raises
+            raise EncodeError(f"the model {self.space.name} failed: {reason(error)}") from error
         return features
 
 
@@ -73,9 +77,10 @@ def open_model(modality: str, rest: str) -> TransformersModel:
     """
     name, options = options_of(rest)
     folder = find(name)
+    if useless := options.keys() & {"output", "layout", "tokenizer", "standardize", "sample_rate"}:
+        raise UsageError(f"hf: knows no option {sorted(useless)[0]!r}: the model's own files say it")
+    weights = digest(model_files(folder))
     said = describe(folder, None, options, modality, spectrograms=True)
-    files = [path for path in map(folder.joinpath, _DESCRIPTIONS) if path.is_file()]
-    weights = digest([*files, *_weights(folder)])
     loaded = model_of(str(folder), weights)
     model = TransformersModel(
         modality,
@@ -84,23 +89,26 @@ def open_model(modality: str, rest: str) -> TransformersModel:
         Space(name.rstrip("/").rpartition("/")[2], digest([], weights, sorted(options.items())), 1),
         replace(said.input, sample_rate=said.input.sample_rate or (16_000 if modality == "audio" else 0)),
         hasattr(loaded, f"get_{modality}_features"),
-        said.pooling or _POOLINGS[modality],
+        said.pooling or POOLING[modality],
         said.normalize,
     )
     if modality == "image" and not model.input.size:
         raise UsageError(f"{folder} has no preprocessor_config.json that says how large pictures are: add ?size=…")
     try:
-        found = model_features(model)
-    except EncodeError as error:
+        dim = _dim(model)
+    except MmembedError as error:
         raise UsageError(f"{name} can't encode {modality}: {error}") from error
-    return replace(model, space=replace(model.space, dim=found.shape[1]))
+    return replace(model, space=replace(model.space, dim=dim))
 
 
-def model_features(model: TransformersModel) -> Array:
-    """Of an example."""
+def _dim(model: TransformersModel) -> int:
+    """How many values it gives of an example."""
     example = EXAMPLES[model.modality](model.input.sample_rate or model.input.size)
-    ((_, feed),) = _FEEDS[model.modality](model, [example])
-    return _run(model, feed)
+    try:
+        ((_, feed),) = _FEEDS[model.modality](model, [example])
+        return int(_run(model, feed).shape[1])
+    except Exception as error:  # of whatever kind the model's code raises
+        raise EncodeError(reason(error)) from error
 
 
 def find(name: str) -> Path:
@@ -135,8 +143,7 @@ def model_of(folder: str, weights: str) -> Any:
 
 
 def _open(folder: Path, weights: str) -> Any:
-    files = [path for path in map(folder.joinpath, _DESCRIPTIONS) if path.is_file()]
-    check_unchanged(folder, [*files, *_weights(folder)], weights)
+    check_unchanged(folder, model_files(folder), weights)
     try:
         import torch
         from transformers import AutoModel
@@ -160,18 +167,6 @@ def _missing() -> UsageError:
     return UsageError("models of Hugging Face need transformers and torch: pip install 'mmembed[hf]'")
 
 
-def _weights(folder: Path) -> list[Path]:
-    """The files of weights in the one form that holds no program.
-
-    Raises:
-        UsageError: there are none.
-    """
-    found = sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise UsageError(f"{folder} has no *.safetensors; other forms hold pickled objects, which are not read")
-    return found
-
-
 Feed = dict[str, Any]
 
 
@@ -181,9 +176,12 @@ def _pictures(model: TransformersModel, batch: Sequence[NDArray[np.uint8]]) -> I
 
 def _texts(model: TransformersModel, batch: Sequence[str]) -> Iterator[tuple[NDArray[np.intp], Feed]]:
     config = model_of(model.folder, model.weights).config
-    tokenizer = _tokenizer(model.folder, model.weights)
     config = getattr(config, "text_config", config)
-    limits = (model.input.max_tokens, tokenizer.model_max_length, getattr(config, "max_position_embeddings", 0))
+    tokenizer = _tokenizer(model.folder, model.weights)
+    positions = getattr(config, "max_position_embeddings", 0)
+    if any(name in config.model_type for name in _OFFSET):  # these count positions from the padding token's on
+        positions -= config.pad_token_id + 1
+    limits = (model.input.max_tokens, tokenizer.model_max_length, positions)
     padding = "max_length" if config.model_type.removesuffix("_text_model") in _PADDED else False
     most = min(filter(None, limits))
     texts = tokenizer(list(batch), truncation=True, max_length=most, padding=padding)["input_ids"]
@@ -197,14 +195,19 @@ def _texts(model: TransformersModel, batch: Sequence[str]) -> Iterator[tuple[NDA
 def _sounds(model: TransformersModel, batch: Sequence[Array]) -> Iterator[tuple[NDArray[np.intp], Feed]]:
     extractor = _extractor(model.folder, model.weights)
     sounds = [waveform(samples) for samples in batch]
-    # Longer ones would be cut at a random place (CLAP) or at their end (Whisper).
+    # Longer ones would be cut at a random place (CLAP) or at their end (Whisper, AST).
     most = getattr(extractor, "nb_max_samples", getattr(extractor, "n_samples", 0))
+    if hasattr(extractor, "num_mel_bins") and hasattr(extractor, "max_length"):  # AST: frames of 10 ms
+        most = extractor.max_length * model.input.sample_rate // 100
     if most and (longest := max(map(len, sounds))) > most:
         takes, has = (count / model.input.sample_rate for count in (most, longest))
         raise EncodeError(f"the model takes {takes:g} seconds, not {has:g}: use --audio-window {takes:g}")
     for rows in by_length([len(samples) for samples in sounds]):
         alike = [sounds[row] for row in rows]
-        yield rows, dict(extractor(alike, sampling_rate=model.input.sample_rate, return_tensors="np"))
+        feed = dict(extractor(alike, sampling_rate=model.input.sample_rate, return_tensors="np"))
+        if "is_longer" in feed:  # CLAP's extractor calls one of a batch longer, by chance, where none is
+            feed["is_longer"] = np.zeros_like(feed["is_longer"])
+        yield rows, feed
 
 
 _FEEDS: dict[str, Callable[[TransformersModel, Sequence[Any]], Iterator[tuple[Any, Feed]]]] = {
@@ -234,24 +237,16 @@ def _read(kind: Any, folder: str) -> Any:
 
 
 def _run(model: TransformersModel, feed: Feed) -> Array:
-    """Features (n, dim).
-
-    Raises:
-        EncodeError: the model fails on them.
-    """
+    """Features (n, dim)."""
     import torch
 
     loaded = model_of(model.folder, model.weights)
     call = getattr(loaded, f"get_{model.modality}_features") if model.joint else loaded
     tensors = {name: torch.from_numpy(np.asarray(value)).to(loaded.device) for name, value in feed.items()}
-    try:
-        with torch.inference_mode():
-            output = call(**tensors)
-    except Exception as error:  # a sound shorter than its kernels, say
-        raise EncodeError(f"the model {model.space.name} failed: {reason(error)}") from error
+    with torch.inference_mode():
+        output = call(**tensors)
     if model.joint:
         features = pooled(getattr(output, "pooler_output", output).float().cpu().numpy(), "mean")
     else:
-        states = output.last_hidden_state.float().cpu().numpy()
-        features = pooled(states, "mean" if states.ndim == 4 else model.pooling)
+        features = pooled(output.last_hidden_state.float().cpu().numpy(), model.pooling)
     return unit_rows(features) if model.normalize else features

@@ -128,18 +128,23 @@ def by_length(lengths: Sequence[int]) -> Iterator[NDArray[np.intp]]:
 
 POOLINGS = ("mean", "cls", "max", "last")
 
+POOLING = {"image": "cls", "text": "mean", "audio": "mean"}
+"""By modality, where nothing says how a model's tokens or frames become one vector."""
+
 
 def pooled(output: NDArray[Any], how: str, layout: str = "NCHW") -> Array:
     """A model's output as features, float32 (n, dim).
 
     Args:
         output: (n, dim) as it is; (n, tokens, dim); or (n, dim, h, w) in the layout NCHW, (n, h, w, dim) in NHWC.
-        how: over tokens or places: their "mean" or "max", the first one ("cls"), or the "last".
+        how: over tokens or places: their "mean" or "max", the first one ("cls"), or the "last"; a map of places has no
+            first one, and "cls" is its mean.
 
     Raises:
         UsageError: the output has another form.
     """
     if output.ndim == 4:
+        how = "mean" if how == "cls" else how
         output = output.reshape(*output.shape[:2], -1).transpose(0, 2, 1) if layout == "NCHW" else _flat(output)
     if output.ndim == 3:
         output = {"mean": _mean, "max": _max, "cls": _first, "last": _last}[how](output)

@@ -42,6 +42,21 @@ def digest(paths: Iterable[Path], *values: Any) -> str:
     return hash.hexdigest()
 
 
+_KINDS = {".json", ".txt", ".model", ".safetensors"}
+
+
+def model_files(folder: Path) -> list[Path]:
+    """What decides the features of a model of Hugging Face: its configurations, tokenizers and weights.
+
+    Raises:
+        UsageError: it has no weights in the one form that holds no program.
+    """
+    found = sorted(path for path in folder.rglob("*") if path.suffix in _KINDS and path.is_file())
+    if not any(path.suffix == ".safetensors" for path in found):
+        raise UsageError(f"{folder} has no *.safetensors; other forms hold pickled objects, which are not read")
+    return found
+
+
 def check_unchanged(path: str | Path, files: Iterable[Path], weights: str) -> None:
     """Raise UsageError if the files of a model have not the hash that they had where the run began."""
     if digest(files) != weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmembed.encoders.description import describe
-from mmembed.encoders.input import EXAMPLES, Array, Input, by_length, pixel_values, pooled, unit_rows, waveform
+from mmembed.encoders.input import EXAMPLES, POOLING, Array, Input, by_length, pixel_values, pooled, unit_rows, waveform
 from mmembed.encoders.loading import check_unchanged, digest, once, options_of, reason
-from mmembed.encoders.tokens import tokenize
+from mmembed.encoders.tokens import open_tokenizer, tokenize
 from mmembed.errors import EncodeError, UsageError
 from mmembed.types import Space
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
+    from tokenizers import Tokenizer
 
 GPUS = ("CUDAExecutionProvider", "ROCMExecutionProvider")
 """Providers that are used where onnxruntime has them; it falls back to the CPU."""
@@ -40,8 +42,8 @@ class OnnxModel:
     quantized dynamically (its scales are then of the whole batch).
 
     Attributes:
-        path: of the model, absolute.
-        weights: hash of the model's files.
+        files: the model, its weights where they lie apart, and all that says how it is fed; absolute paths.
+        hash: of their content.
         output: its output that is read.
         pooling: as of `pooled`.
         normalize: whether features are brought to length 1.
@@ -49,8 +51,8 @@ class OnnxModel:
     """
 
     modality: str
-    path: str
-    weights: str
+    files: tuple[str, ...]
+    hash: str
     space: Space
     input: Input
     output: str
@@ -62,9 +64,11 @@ class OnnxModel:
         """Load the model and its tokenizer, once a process.
 
         Raises:
-            UsageError: the model can't be read, or is another than where the run began.
+            UsageError: they can't be read, or are others than where the run began.
         """
-        session(self.path, self.weights)
+        session(self)
+        if self.tokenizer:
+            _tokenizer(self)
 
     def encode(self, batch: Sequence[Any]) -> Array:
         """Features, float32 (len(batch), space.dim).
@@ -72,10 +76,12 @@ class OnnxModel:
         Raises:
             EncodeError: a segment is not what the model takes.
         """
-        opened = session(self.path, self.weights)
         features = np.empty((len(batch), self.space.dim), np.float32)
-        for rows, feed, length in feeds(self, opened, batch):
-            features[rows] = _run(self, opened, feed, length)
+        for rows, feed, share in feeds(self, batch):
+            found = _run(self, feed, share)
+            if found.shape[1] != self.space.dim:
+                raise EncodeError(f"the model gave {found.shape[1]} values, not {self.space.dim}: pool its output")
+            features[rows] = found
         return features
 
 
@@ -92,23 +98,24 @@ def open_model(modality: str, rest: str) -> OnnxModel:
     path = Path(name).absolute()
     folder, own = _told(path, options.pop("input", ""))
     said = describe(folder, own, options, modality)
-    weights = digest(_files(path))
-    opened = session(str(path), weights)
-    input = _completed(said.input, opened, modality)
+    options.pop("tokenizer", None)  # its content counts, not its place
+    files = [*_model_files(path), *said.files]
     if modality == "text" and not said.tokenizer:
         raise UsageError(f"{folder} has no tokenizer.json: put it there, or name its folder by ?input=FOLDER")
     model = OnnxModel(
         modality,
-        str(path),
-        weights,
-        Space(path.stem, digest(said.files, weights, sorted(options.items())), 1),
-        input,
-        said.output or _feature_output(opened, modality),
-        said.pooling or "mean",
+        tuple(map(str, files)),
+        digest(files),
+        Space(path.stem, digest(files, sorted(options.items())), 1),
+        said.input,
+        said.output,
+        said.pooling or POOLING[modality],
         said.normalize,
         said.tokenizer,
     )
-    return _with_dim(model, opened)
+    opened = session(model)
+    output = said.output or _feature_output(opened, modality)
+    return _with_dim(replace(model, input=_completed(said.input, opened, modality), output=output))
 
 
 def _told(path: Path, input: str) -> tuple[Path, Path | None]:
@@ -119,28 +126,37 @@ def _told(path: Path, input: str) -> tuple[Path, Path | None]:
     return path.parent, told if input or told.is_file() else None
 
 
-def _with_dim(model: OnnxModel, opened: InferenceSession) -> OnnxModel:
+def _with_dim(model: OnnxModel) -> OnnxModel:
     """The model with the dimension that it has when it is run."""
-    example = EXAMPLES[model.modality](model.input.sample_rate or model.input.size or 224)
+    example = EXAMPLES[model.modality](model.input.sample_rate or model.input.size)
+    if model.modality == "audio" and isinstance(taken := _content_input(session(model)).shape[-1], int):
+        example = example[:taken]
     try:
-        ((_, feed, length),) = feeds(model, opened, [example])
-        found = _run(model, opened, feed, length)
+        ((_, feed, share),) = feeds(model, [example])
+        found = _run(model, feed, share)
     except EncodeError as error:
-        raise UsageError(f"{model.path} can't be run: {error}") from error
+        raise UsageError(f"{model.files[0]} can't be run: {error}") from error
     return replace(model, space=replace(model.space, dim=found.shape[1]))
 
 
-def session(path: str, weights: str) -> InferenceSession:
-    """The model of a path, loaded once a process, with one thread: workers are processes, one a core.
+def session(model: OnnxModel) -> InferenceSession:
+    """The model, loaded once a process, with one thread: workers are processes, one a core.
 
     Raises:
-        UsageError: onnxruntime is missing, it can't read the file, or that has another hash.
+        UsageError: onnxruntime is missing, it can't read the file, or one of the files has changed.
     """
-    return once(("onnx", path, weights), lambda: _open(path, weights))
+    return once(("onnx", model.files, model.hash), lambda: _open(model))
 
 
-def _open(path: str, weights: str) -> InferenceSession:
-    check_unchanged(path, _files(Path(path)), weights)
+def _tokenizer(model: OnnxModel) -> Tokenizer:
+    most = model.input.max_tokens
+    key = ("tokenizer", model.tokenizer, most, model.hash)
+    return once(key, lambda: open_tokenizer(model.tokenizer, most))
+
+
+def _open(model: OnnxModel) -> InferenceSession:
+    path = model.files[0]
+    check_unchanged(path, map(Path, model.files), model.hash)
     try:
         import onnxruntime
     except ImportError as error:
@@ -159,10 +175,22 @@ def providers(available: Sequence[str]) -> list[str]:
     return [*(name for name in GPUS if name in available), "CPUExecutionProvider"]
 
 
-def _files(path: Path) -> list[Path]:
-    """The model, and the weights of one that is too large for a file: by custom in NAME.onnx.data or NAME.onnx_data."""
-    beside = [path.with_name(path.name + suffix) for suffix in (".data", "_data")]
-    return [path, *filter(Path.is_file, beside)]
+_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f])", re.DOTALL)
+"""Where a model names a file of weights that lie apart (protobuf): the key "location", a length, and the name."""
+
+
+def _model_files(path: Path) -> list[Path]:
+    """The model, and the files that its weights lie in where they lie apart.
+
+    Raises:
+        UsageError: it can't be read.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}") from error
+    found = {content[match.end() : match.end() + match[1][0]] for match in _LOCATION.finditer(content)}
+    return [path, *sorted(path.parent / name.decode("utf-8", "replace") for name in found)]
 
 
 def _feature_output(opened: InferenceSession, modality: str) -> str:
@@ -171,88 +199,103 @@ def _feature_output(opened: InferenceSession, modality: str) -> str:
     return str(next((name for name in usual if name in names), names[0]))
 
 
+_CONTENT = ("input_ids", "pixel_values", "input_values", "input_features")
+_BESIDE_TOKENS = ("attention_mask", "token_type_ids", "position_ids")
+
+
+def _content_input(opened: InferenceSession) -> Any:
+    """The input that gets the segments: by its usual name, else the first that is none of those beside it."""
+    nodes = [node for node in opened.get_inputs() if node.name not in _BESIDE_TOKENS]
+    if not nodes:
+        raise UsageError("the model has no input for segments")
+    return next((node for node in nodes if node.name in _CONTENT), nodes[0])
+
+
 def _completed(input: Input, opened: InferenceSession, modality: str) -> Input:
-    """With the size of pictures, and the most tokens, that the model itself says."""
-    first = opened.get_inputs()[0].shape
-    if modality == "image" and not input.size:
-        side = first[2 if input.layout == "NCHW" else 1] if len(first) == 4 else None
-        if not isinstance(side, int):
-            raise UsageError(f"the model doesn't say how large pictures must be: add ?size=…; its input is {first}")
-        return replace(input, size=side)
+    """With the layout and size of pictures, and the most tokens, that the model itself says."""
+    shape = _content_input(opened).shape
+    if modality == "image" and len(shape) == 4:
+        if shape[3] == 3 and shape[1] != 3:
+            input = replace(input, layout="NHWC")
+        side = shape[2 if input.layout == "NCHW" else 1]
+        if not input.size and not isinstance(side, int):
+            raise UsageError(f"the model doesn't say how large pictures must be: add ?size=…; its input is {shape}")
+        return replace(input, size=input.size or side)
     if modality == "audio" and not input.sample_rate:
         raise UsageError("nothing says at which rate the model takes sounds: add ?sample_rate=…, in Hz")
-    if modality == "text" and len(first) == 2 and isinstance(first[1], int):
-        return replace(input, max_tokens=min(input.max_tokens or first[1], first[1]))
+    if modality == "text" and len(shape) == 2 and isinstance(shape[1], int):
+        return replace(input, max_tokens=min(input.max_tokens or shape[1], shape[1]))
     return input
 
 
 Feed = dict[str, NDArray[Any]]
 
 
-def feeds(
-    model: OnnxModel, opened: InferenceSession, batch: Sequence[Any]
-) -> Iterator[tuple[NDArray[np.intp] | slice, Feed, int]]:
-    """What is run together: rows of the batch, the model's inputs, and how many tokens of the output are no padding."""
+def feeds(model: OnnxModel, batch: Sequence[Any]) -> Iterator[tuple[NDArray[np.intp] | slice, Feed, float]]:
+    """What is run together: rows of the batch, the model's inputs, and the share of the output that is no padding.
+
+    Raises:
+        EncodeError: a segment is not what the model takes.
+    """
+    main = _content_input(session(model))
     if model.modality == "image":
-        yield slice(None), _named(model, opened, _pictures(model, opened, batch), len(batch)), 0
+        as_bytes = replace(model.input, mean=(0.0,) * 3, std=(1 / 255,) * 3)
+        pictures = pixel_values(batch, as_bytes if main.type == "tensor(uint8)" else model.input)
+        yield slice(None), _named(model, pictures), 1.0
         return
+    segments: list[NDArray[Any]]
     if model.modality == "text":
-        texts = tokenize(model.tokenizer, batch, model.input.max_tokens)
-        for rows in by_length([len(ids) for ids in texts]):
-            ids = np.stack([texts[row] for row in rows])
-            yield rows, _named(model, opened, ids, len(rows)), ids.shape[1]
-        return
-    sounds = [waveform(samples, model.input.standardize) for samples in batch]
-    for rows in by_length([len(samples) for samples in sounds]):
-        yield rows, _named(model, opened, np.stack([sounds[row] for row in rows]), len(rows)), 0
+        segments = [*tokenize(_tokenizer(model), batch)]
+    else:
+        segments = [waveform(samples, model.input.standardize) for samples in batch]
+    taken = main.shape[-1]
+    for rows in by_length([len(segment) for segment in segments]):
+        content = np.stack([segments[row] for row in rows])
+        length = content.shape[1]
+        if isinstance(taken, int) and length > taken:
+            raise EncodeError(f"the model takes {taken} samples, not {length}: use shorter windows")
+        yield rows, _named(model, content), length / taken if isinstance(taken, int) else 1.0
 
 
-def _pictures(model: OnnxModel, opened: InferenceSession, batch: Sequence[NDArray[np.uint8]]) -> NDArray[Any]:
-    if opened.get_inputs()[0].type != "tensor(uint8)":
-        return pixel_values(batch, model.input)
-    pictures = np.stack(batch)
-    return pictures if model.input.layout == "NHWC" else pictures.transpose(0, 3, 1, 2)
-
-
-def _named(model: OnnxModel, opened: InferenceSession, content: NDArray[Any], rows: int) -> Feed:
-    """The model's inputs by name, in their types, padded where its shape is fixed.
+def _named(model: OnnxModel, content: NDArray[Any]) -> Feed:
+    """The model's inputs by name, in their types; with zeros at the end where it takes so many tokens or samples.
 
     Raises:
         UsageError: it has an input that a segment doesn't give.
-        EncodeError: a sound is longer than what it takes.
     """
+    opened = session(model)
+    main, shape = _content_input(opened).name, content.shape[:2]
     feed: Feed = {}
-    length = content.shape[1]
-    for number, node in enumerate(opened.get_inputs()):
-        shape = node.shape
-        if number == 0 or node.name in ("input_ids", "pixel_values", "input_values"):
-            value = content[:, np.newaxis] if len(shape) == 3 and content.ndim == 2 else content
-        elif node.name == "attention_mask":
-            value = np.ones((rows, length), np.int64)
-        elif node.name == "token_type_ids":
-            value = np.zeros((rows, length), np.int64)
-        elif node.name == "position_ids":
-            value = np.tile(np.arange(length), (rows, 1))
-        else:
+    for node in opened.get_inputs():
+        if node.name == main:
+            value = content
+        elif model.modality == "image" or node.name not in _BESIDE_TOKENS:
             raise UsageError(
                 f"the model has an input {node.name!r}, which {model.modality} doesn't give: export its part alone"
             )
-        if model.modality != "image" and isinstance(shape[-1], int):
-            if shape[-1] < length:
-                raise EncodeError(f"the model takes {shape[-1]} samples, not {length}: use shorter windows")
-            value = np.pad(value, [(0, 0)] * (value.ndim - 1) + [(0, shape[-1] - length)])
+        else:
+            value = {
+                "attention_mask": np.ones(shape, np.int64),
+                "token_type_ids": np.zeros(shape, np.int64),
+                "position_ids": np.tile(np.arange(shape[1]), (shape[0], 1)),
+            }[node.name]
+        if model.modality != "image" and isinstance(node.shape[-1], int):
+            value = np.pad(value, [(0, 0), (0, node.shape[-1] - shape[1])])
+        if len(node.shape) == 3 and value.ndim == 2:  # sounds with a channel
+            value = value[:, np.newaxis]
         feed[node.name] = np.ascontiguousarray(value, _TYPES.get(node.type, np.float32))
     return feed
 
 
-def _run(model: OnnxModel, opened: InferenceSession, feed: Feed, length: int) -> Array:
+def _run(model: OnnxModel, feed: Feed, share: float) -> Array:
     """Features (n, dim); a model with a fixed number of rows is run as often as it takes.
 
     Raises:
         EncodeError: the model fails on them.
     """
+    opened = session(model)
     rows = len(next(iter(feed.values())))
-    fixed = opened.get_inputs()[0].shape[0]
+    fixed = _content_input(opened).shape[0]
     step = fixed if isinstance(fixed, int) else rows
     parts = []
     for start in range(0, rows, step):
@@ -264,8 +307,8 @@ def _run(model: OnnxModel, opened: InferenceSession, feed: Feed, length: int) ->
             (output,) = opened.run([model.output], part)
         except Exception as error:  # its errors have no common base but this
             raise EncodeError(f"the model {model.space.name} failed: {reason(error)}") from error
-        if length and output.ndim == 3:
-            output = output[:, :length]
+        if output.ndim == 3:
+            output = output[:, : max(1, round(share * output.shape[1]))]
         parts.append(pooled(output, model.pooling, model.input.layout)[: step - missing])
     features = np.concatenate(parts)
     return unit_rows(features) if model.normalize else features

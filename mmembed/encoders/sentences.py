@@ -11,7 +11,7 @@ import numpy as np
 
 from mmembed.encoders.huggingface import find
 from mmembed.encoders.input import Array, Input, by_length
-from mmembed.encoders.loading import check_unchanged, digest, once, options_of, reason
+from mmembed.encoders.loading import check_unchanged, digest, model_files, once, options_of, reason
 from mmembed.errors import EncodeError, UsageError
 from mmembed.types import Space
 
@@ -49,7 +49,9 @@ class SentenceModel:
         features = np.empty((len(batch), self.space.dim), np.float32)
         try:
             # Equally long texts together: then nothing is padded, and no text depends on its neighbours.
-            for rows in by_length([len(ids) for ids in model.tokenizer(list(batch))["input_ids"]]):
+            tokens = model.tokenize(list(batch))
+            mask = tokens.get("attention_mask")  # static embeddings have none, and no neighbours either
+            for rows in [range(len(batch))] if mask is None else by_length(mask.sum(dim=1).tolist()):
                 texts = [batch[row] for row in rows]
                 features[rows] = model.encode(texts, batch_size=len(texts), show_progress_bar=False)
         except Exception as error:  # whatever a model's own modules raise
@@ -67,15 +69,14 @@ def open_model(modality: str, rest: str) -> SentenceModel:
     if modality != "text" or options:
         raise UsageError("sentence-transformers: encodes text, and takes no options")
     folder = find(name)
-    weights = digest(_files(folder))
+    weights = digest(model_files(folder))
     dim = len(_model(str(folder), weights).encode("a picture"))
-    return SentenceModel(str(folder), weights, Space(name.rstrip("/").rpartition("/")[2], weights, dim))
-
-
-def _files(folder: Path) -> list[Path]:
-    """What decides its features: configurations, tokenizer and weights."""
-    kinds = (".json", ".safetensors", ".txt", ".model")
-    return sorted(path for path in folder.rglob("*") if path.suffix in kinds and path.is_file())
+    found = SentenceModel(str(folder), weights, Space(name.rstrip("/").rpartition("/")[2], weights, dim))
+    try:
+        found.encode(["a picture"])
+    except EncodeError as error:
+        raise UsageError(f"{name} can't encode text: {error}") from error
+    return found
 
 
 def _model(folder: str, weights: str) -> Any:
@@ -83,12 +84,12 @@ def _model(folder: str, weights: str) -> Any:
 
 
 def _open(folder: Path, weights: str) -> Any:
-    check_unchanged(folder, _files(folder), weights)
+    check_unchanged(folder, model_files(folder), weights)
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise UsageError("it needs sentence-transformers: pip install sentence-transformers") from error
-    options = {"use_safetensors": True}
+    options = {"use_safetensors": True, "dtype": "float32"}
     try:
         return SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False, model_kwargs=options)
     except Exception as error:  # whatever is wrong with its files

@@ -9,36 +9,35 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from mmembed.encoders.loading import once
 from mmembed.errors import EncodeError, UsageError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 
-def tokenize(path: str, texts: Sequence[str], most: int) -> list[NDArray[np.int64]]:
+def tokenize(tokenizer: Tokenizer, texts: Sequence[str]) -> list[NDArray[np.int64]]:
     """The tokens of each text, int64 (tokens,), with the special ones and without padding.
 
-    Args:
-        path: of a tokenizer.json.
-        most: longer texts are cut so that, with the special tokens, they have so many; 0: none is.
-
     Raises:
-        UsageError: the file is no tokenizer.
         EncodeError: a text has no tokens.
     """
-    encoded = _tokenizer(path, most).encode_batch(list(texts))
+    encoded = tokenizer.encode_batch(list(texts))
     for row, tokens in enumerate(encoded):
         if not tokens.ids:
             raise EncodeError(f"text {row} of the batch has no tokens")
     return [np.array(tokens.ids, np.int64) for tokens in encoded]
 
 
-def _tokenizer(path: str, most: int) -> Tokenizer:
-    return once(("tokenizer", path, most), lambda: _open(path, most))
+def open_tokenizer(path: str, most: int) -> Tokenizer:
+    """A tokenizer that pads nothing.
 
+    Args:
+        path: of a tokenizer.json.
+        most: longer texts are cut so that, with the special tokens, they have so many; 0: as the file says.
 
-def _open(path: str, most: int) -> Tokenizer:
+    Raises:
+        UsageError: the file is no tokenizer.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it starts threads, and warns when a worker forks
     from tokenizers import Tokenizer
 
@@ -49,6 +48,4 @@ def _open(path: str, most: int) -> Tokenizer:
     tokenizer.no_padding()
     if most:
         tokenizer.enable_truncation(most)
-    else:
-        tokenizer.no_truncation()
     return tokenizer

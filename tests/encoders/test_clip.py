@@ -49,5 +49,7 @@ def test_pictures_and_texts_of_a_folder_share_a_space(tmp_path: Path) -> None:
 def test_what_it_cannot_do_is_said(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="open_clip: encodes image and text"):
         resolve(Audio(), f"open_clip:{tmp_path}")
-    with pytest.raises(UsageError, match=r"can't read .*open_clip_config\.json"):
+    with pytest.raises(UsageError, match=r"has no \*\.safetensors"):
         resolve(Image(), f"open_clip:{tmp_path}")
+    with pytest.raises(UsageError, match="is no folder; it must hold open_clip_config.json"):
+        resolve(Image(), f"open_clip:{tmp_path / 'nowhere'}")

@@ -15,6 +15,10 @@ def square(side: int) -> dict[str, int]:
     return {"height": side, "width": side}
 
 
+def kind(name: str) -> dict[str, str]:
+    return {"image_processor_type": f"{name}Processor"}
+
+
 HALVES = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
 
 
@@ -22,11 +26,15 @@ HALVES = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.2]}
     "said, size, fit, crop",
     [
         (CLIP_PICTURES, 32, "crop", 32),  # CLIP
-        ({"size": 24, "do_center_crop": True, "crop_size": 24}, 24, "crop", 24),  # CLIP, as it was written before
-        ({"size": {"height": 24, "width": 24}}, 24, "stretch", 0),  # SigLIP, ViT
+        ({"size": 24, "do_center_crop": True, "crop_size": 24, **kind("CLIPFeature")}, 24, "crop", 24),  # CLIP before
+        ({"size": square(24)}, 24, "stretch", 0),  # SigLIP, ViT
         ({"size": 24}, 24, "stretch", 0),  # ViT, as it was written before
         ({"size": {"shortest_edge": 40}, "crop_size": square(32), "do_center_crop": True}, 40, "crop", 32),  # DINOv2
         ({"size": square(40), "crop_size": square(32), "do_center_crop": True}, 40, "stretch", 32),
+        ({"size": 40, "crop_size": 32, "do_center_crop": True, **kind("DeiTFeature")}, 40, "stretch", 32),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875, **kind("ConvNextImage")}, 256, "crop", 224),
+        ({"size": 224, "crop_pct": 0.875}, 256, "crop", 224),  # ResNet
+        ({"size": {"shortest_edge": 384}, "crop_pct": None, **kind("ConvNextImage")}, 384, "stretch", 0),
     ],
 )
 def test_sizes_of_hugging_face_in_our_words(tmp_path: Path, said: Any, size: int, fit: str, crop: int) -> None:
@@ -64,13 +72,41 @@ def test_texts_have_a_tokenizer_a_limit_and_a_pooling(tmp_path: Path) -> None:
     write(tmp_path / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False})
     found = describe(tmp_path, None, {}, "text")
     assert (found.input.max_tokens, found.pooling, found.normalize) == (256, "cls", False)
-    (tmp_path / "modules.json").write_text('[{"type": "sentence_transformers.models.Normalize"}]')
-    assert describe(tmp_path, None, {}, "text").normalize
-    write(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "lasttoken"})
+    write(tmp_path / "modules.json", [{"type": "sentence_transformers.models.Normalize"}])
+    found = describe(tmp_path, None, {}, "text")
+    assert found.normalize and tmp_path / "modules.json" in found.files
+    write(tmp_path / "1_Pooling" / "config.json", {"pooling_mode": "lasttoken", "include_prompt": True})
     assert describe(tmp_path, None, {}, "text").pooling == "last"
     write(tmp_path / "tokenizer_config.json", {"model_max_length": 10**30})
     (tmp_path / "sentence_bert_config.json").unlink()
     assert describe(tmp_path, None, {}, "text").input.max_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "said, message",
+    [
+        ({"pooling_mode": "weightedmean"}, "1_Pooling pools by weightedmean, which is not known here: name it by sen"),
+        ({"pooling_mode_mean_tokens": True, "pooling_mode_max_tokens": True}, "pools by mean_tokens, max_tokens"),
+        ({"pooling_mode_mean_sqrt_len_tokens": True}, "pools by mean_sqrt_len_tokens"),
+    ],
+)
+def test_a_pooling_that_is_not_known_is_refused(tmp_path: Path, said: Any, message: str) -> None:
+    write(tmp_path / "1_Pooling" / "config.json", said)
+    with pytest.raises(UsageError, match=message):
+        describe(tmp_path, None, {}, "text")
+
+
+def test_modules_that_are_not_known_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "modules.json", [{"type": "sentence_transformers.models.Dense"}])
+    with pytest.raises(UsageError, match=r"modules that are not known here \(Dense\): name it by sentence-"):
+        describe(tmp_path, None, {}, "text")
+
+
+@pytest.mark.parametrize("said", [{"do_resize": False}, {"do_pad": True}])
+def test_a_processor_that_does_something_else_is_refused(tmp_path: Path, said: Any) -> None:
+    write(tmp_path / "preprocessor_config.json", {"size": 8, **said})
+    with pytest.raises(UsageError, match="does not resize, or pads: say size and fit in options"):
+        describe(tmp_path, None, {}, "image")
 
 
 def test_sounds_have_a_rate_and_spectrograms_are_not_made(tmp_path: Path) -> None:

@@ -11,11 +11,13 @@ import pytest
 import torch
 from apache_beam.ml.inference.onnx_inference import OnnxModelHandlerNumpy
 from apache_beam.ml.inference.pytorch_inference import PytorchModelHandlerTensor
-from tiny_models import IMAGE_DIM, SIDE, image_model
+from tiny_models import AUDIO_DIM, IMAGE_DIM, RATE, SIDE, audio_model, image_model
 
 from mmembed.encoders import resolve
 from mmembed.encoders.handlers import HandlerEncoder
 from mmembed.encoders.input import Input, pixel_values
+from mmembed.errors import EncodeError
+from mmembed.modalities.audio import Audio
 from mmembed.modalities.image import Image
 from mmembed.testing import check_encoder, segments
 from mmembed.types import Space
@@ -68,6 +70,31 @@ class Handler:
     def run_inference(self, batch: Any, model: str) -> Any:
         assert model == "a model"
         return [np.array([len(example), zlib.crc32(np.asarray(example).tobytes())], np.float64) for example in batch]
+
+
+def test_two_modalities_of_one_space_have_a_model_each() -> None:
+    class Other(Handler):
+        def load_model(self) -> str:
+            return "another"
+
+        def run_inference(self, batch: Any, model: str) -> Any:
+            assert model == "another"
+            return [np.ones(2)] * len(batch)
+
+    space = Space("joint-of-handlers", "1", 2)
+    assert HandlerEncoder(Handler(), "text", space).encode(["a"]).shape == (1, 2)
+    assert HandlerEncoder(Other(), "image", space, Input(size=SIDE)).encode(segments("image", INPUT)).shape == (5, 2)
+
+
+def test_sounds_of_several_lengths_and_what_a_handler_refuses(tmp_path: Path) -> None:
+    path = audio_model(tmp_path / "net.onnx")
+    handler = OnnxModelHandlerNumpy(str(path)).with_postprocess_fn(lambda found: found.inference.mean(0))
+    encoder = HandlerEncoder(handler, "audio", Space("sounds", "1", AUDIO_DIM))
+    _, ours = resolve(Audio(), f"onnx:{path}?sample_rate={RATE}")
+    sounds = [np.linspace(0.1, 1, size, dtype=np.float32) for size in (400, 800, 400)]
+    np.testing.assert_allclose(encoder.encode(sounds), ours.encode(sounds), rtol=1e-5)
+    with pytest.raises(EncodeError, match="the handler of sounds failed"):
+        encoder.encode([np.ones(3, np.float32)])
 
 
 @pytest.mark.parametrize("modality", ["text", "audio"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 import torch
 from conftest import Shared
 from numpy.typing import NDArray
-from tiny_models import clap, clip, dinov2, sentences, siglip, wav2vec2
+from tiny_models import clap, clip, dinov2, sentences, siglip, tokenizer, wav2vec2, write
 
 from mmembed.encoders import Encoder, resolve
 from mmembed.errors import EncodeError, UsageError
@@ -23,7 +24,21 @@ from mmembed.types import Media
 
 MODALITIES: dict[str, Any] = {"image": Image(), "text": Text(), "audio": Audio(window=1.0)}
 TEXTS = ["a red frog", "the picture of two frogs on the left", "two", "green " * 40]
-MAKERS = {"clip": clip, "siglip": siglip, "dinov2": dinov2, "bert": sentences, "wav2vec2": wav2vec2, "clap": clap}
+
+
+def fused_clap(folder: Path) -> Path:
+    return clap(folder, fused=True)
+
+
+MAKERS = {
+    "clip": clip,
+    "siglip": siglip,
+    "dinov2": dinov2,
+    "bert": sentences,
+    "wav2vec2": wav2vec2,
+    "clap": clap,
+    "fused": fused_clap,
+}
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +73,7 @@ def sounds() -> list[NDArray[np.float32]]:
         ("wav2vec2", "audio"),
         ("clap", "audio"),
         ("clap", "text"),
+        ("fused", "audio"),
     ],
 )
 def test_every_kind_keeps_its_promises(models: Path, name: str, modality: str) -> None:
@@ -136,6 +152,18 @@ def test_sounds_give_the_features_that_transformers_gives(models: Path) -> None:
         np.testing.assert_allclose(encoder("audio", f"hf:{models / 'clap'}").encode(sounds()), expected, atol=1e-4)
 
 
+def test_whatever_says_how_it_is_fed_is_part_of_the_space(models: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(models / "bert", tmp_path / "bert")
+    first = encoder("text", f"hf:{folder}")
+    write(folder / "1_Pooling" / "config.json", {"pooling_mode_cls_token": True})
+    second = encoder("text", f"hf:{folder}")
+    tokenizer(folder, most=4)
+    third = encoder("text", f"hf:{folder}")
+    assert len({found.space for found in (first, second, third)}) == 3
+    with pytest.raises(UsageError, match="knows no option 'output'"):
+        encoder("text", f"hf:{folder}?output=x")
+
+
 def test_a_joint_model_has_one_space_and_is_loaded_once(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModel
 
@@ -152,7 +180,7 @@ def test_modalities_are_normalized_as_the_model_wants_it(models: Path) -> None:
     assert resolve(Image(fit="letterbox"), f"hf:{models / 'clip'}")[0] == Image(size=32, fit="letterbox")
     assert resolve(Image(), f"hf:{models / 'siglip'}")[0] == Image(size=32, fit="stretch")
     assert resolve(Audio(), f"hf:{models / 'clap'}")[0] == Audio(sample_rate=48_000)
-    with pytest.raises(UsageError, match="takes image of size = 32, but it is 64: leave it open"):
+    with pytest.raises(UsageError, match="takes image of size = 32, but it is 64: leave --image-size open"):
         resolve(Image(size=64), f"hf:{models / 'clip'}")
 
 

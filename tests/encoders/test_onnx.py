@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from command import ENVIRONMENT
 from numpy.typing import NDArray
 from tiny_models import (
     AUDIO_DIM,
     BYTES,
+    FLOAT,
     HALF,
     IMAGE_DIM,
     INTEGERS,
@@ -22,6 +27,7 @@ from tiny_models import (
     WORDS,
     audio_model,
     image_model,
+    save,
     text_model,
     tokenizer,
     weights,
@@ -76,13 +82,11 @@ def test_a_map_of_features_is_pooled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("batch", ["n", 1, 2])
-@pytest.mark.parametrize(
-    "layout, kind", [("NCHW", None), ("NHWC", None), ("NCHW", HALF), ("NHWC", BYTES), ("NCHW", BYTES)]
-)
-def test_any_layout_type_and_number_of_rows(tmp_path: Path, batch: Any, layout: str, kind: int | None) -> None:
-    options = {"layout": layout} | ({"kind": kind} if kind else {})
-    path = image_model(tmp_path / "net.onnx", batch=batch, **options)  # type: ignore[arg-type]
-    found = encoder("image", f"onnx:{path}?output=pooled&layout={layout}")
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("kind", [FLOAT, HALF, BYTES])
+def test_any_layout_type_and_number_of_rows(tmp_path: Path, batch: Any, layout: str, kind: int) -> None:
+    path = image_model(tmp_path / "net.onnx", batch=batch, layout=layout, kind=kind)
+    found = encoder("image", f"onnx:{path}?output=pooled")
     assert found.space.dim == IMAGE_DIM and found.input.size == SIDE
     features = found.encode(pictures())
     values = np.stack(pictures()).transpose(0, 3, 1, 2).astype(np.float64)
@@ -182,18 +186,64 @@ def test_the_version_of_the_space_is_what_decides_its_features(tmp_path: Path) -
 
 def test_weights_in_a_second_file_count_too(tmp_path: Path) -> None:
     path = image_model(tmp_path / "net.onnx")
-    before = encoder("image", f"onnx:{path}").space.version
-    (tmp_path / "net.onnx.data").write_bytes(b"1")
-    assert encoder("image", f"onnx:{path}").space.version != before
+    model = onnx.load(path)
+    options = {"save_as_external_data": True, "location": "of any name.bin", "size_threshold": 0}
+    onnx.save(model, str(path), **options)
+    found = encoder("image", f"onnx:{path}?output=pooled")
+    features = found.encode(pictures())
+    image_model(tmp_path / "other.onnx", seed=1)
+    onnx.save(onnx.load(tmp_path / "other.onnx"), str(path), **options)
+    changed = encoder("image", f"onnx:{path}?output=pooled")
+    assert changed.space != found.space
+    assert not np.allclose(changed.encode(pictures()), features)
+
+
+def test_inputs_in_any_order_get_what_is_theirs(tmp_path: Path) -> None:
+    tokenizer(tmp_path)
+    path = text_model(tmp_path / "net.onnx")
+    expected = encoder("text", f"onnx:{path}").encode(["a red frog"])
+    model = onnx.load(path)
+    inputs = list(model.graph.input)[::-1]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    onnx.save(model, str(path))
+    assert onnxruntime.InferenceSession(path).get_inputs()[0].name == "attention_mask"
+    assert np.array_equal(encoder("text", f"onnx:{path}").encode(["a red frog"]), expected)
+
+
+def test_a_width_that_depends_on_the_segment_is_an_error_of_its_record(tmp_path: Path) -> None:
+    nodes = [onnx.helper.make_node("Abs", ["samples"], ["out"])]
+    path = save(tmp_path / "net.onnx", nodes, {"samples": (FLOAT, ["n", "s"])}, {"out": ["n", "s"]}, {})
+    found = encoder("audio", f"onnx:{path}?sample_rate={RATE}")
+    with pytest.raises(EncodeError, match="gave 5 values, not 8000: pool its output"):
+        found.encode([np.ones(5, np.float32)])
 
 
 def test_a_worker_with_another_model_says_so(tmp_path: Path) -> None:
     path = image_model(tmp_path / "net.onnx")
     found = encoder("image", f"onnx:{path}")
     assert isinstance(found, OnnxModel)
-    there = dataclasses.replace(found, weights="0" * 16)
+    there = dataclasses.replace(found, hash="0" * 16)
     with pytest.raises(UsageError, match="is another here than where the run began: give all workers the same"):
         there.setup()
+
+
+def test_a_worker_with_another_tokenizer_says_so_too(tmp_path: Path) -> None:
+    path = text_model(tmp_path / "net.onnx")
+    tokenizer(tmp_path)
+    before = encoder("text", f"onnx:{path}")
+    tokenizer(tmp_path, most=4)
+    after = encoder("text", f"onnx:{path}")
+    assert before.space != after.space
+    long = ["a frog a frog a frog"]
+    assert not np.array_equal(before.encode(long), after.encode(long))  # neither has the other's tokenizer
+    program = (
+        f"import pickle; encoder = pickle.loads({pickle.dumps(before)!r})\n"
+        "try: encoder.setup()\n"
+        "except Exception as error: print(error)"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert "is another here than where the run began" in run.stdout
 
 
 def test_the_model_is_loaded_once_a_process_with_one_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
