@@ -12,6 +12,7 @@ import numpy as np
 from mmembed.config import ExtractConfig, Parts
 from mmembed.encoders import Encoder
 from mmembed.encoders.input import Input
+from mmembed.errors import UsageError
 from mmembed.inputs import open_source
 from mmembed.steps import normalize_segments, segment_records
 from mmembed.testing import check_encoder, exact_in_any_batch, segments
@@ -39,6 +40,8 @@ def bench(input: str, config: ExtractConfig) -> Iterator[dict[str, Any]]:
     Raises:
         UsageError: an encoder can't be made, or there is no such input.
     """
+    if input:
+        open_source(input, config.choice)  # before a model is loaded
     parts = dict(Parts(config))
     given = normalized_segments(input, config) if input else {}
     for name, (_, encoder) in parts.items():
@@ -77,9 +80,18 @@ def check(config: ExtractConfig) -> Iterator[Checked]:
 
 
 def _measured(encoder: Encoder, some: Sequence[Any]) -> dict[str, Any]:
-    """Segments a second of CPU time by size of batch, and the size to choose."""
-    encoder.setup()
-    encoder.encode(some[:1])  # what is allocated once is no matter of speed
+    """Segments a second of CPU time by size of batch, and the size to choose.
+
+    Raises:
+        UsageError: the encoder can't encode them.
+    """
+    try:
+        encoder.setup()
+        encoder.encode(some[:1])  # what is allocated once is no matter of speed
+    except Exception as error:  # of whatever kind a user's own encoder raises
+        raise UsageError(
+            f"{encoder.space} fails: {type(error).__name__}: {error}; see `mmembed encoders check`"
+        ) from error
     found = {size: _throughput(encoder, some, size) for size in SIZES if size <= max(len(some), 1)}
     best = max(found.values())
     return {

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 import mmembed.config
 from mmembed.dataset import Dataset
 from mmembed.encoders import Encoder
-from mmembed.errors import DatasetError, UsageError
+from mmembed.errors import DatasetError, SpaceError, UsageError
 from mmembed.index import entry_of, open_modality, query_rows, scoring_of
 from mmembed.linear import LinearMap
 from mmembed.modalities import Modality
@@ -177,11 +177,23 @@ class Searcher:
         extracted, mapped = self.dataset.modalities("extract"), self.dataset.modalities("fit")
         if modality not in extracted or modality not in mapped:
             raise UsageError(f"{self.dataset.root} has no map of {modality} queries: ask with {', '.join(mapped)}")
-        extracted[modality].check(self.encoders[modality][1].space, f"the {modality} query")
+        space = self._encoder(modality).space
+        if space != extracted[modality]:
+            raise SpaceError(
+                f"the {modality} encoder is {space}, but {self.dataset.root} was made with {extracted[modality]}: the "
+                "model, or what tells how it is fed, has changed; restore it, or build again with --overwrite"
+            )
         path = f"maps/{modality}.safetensors"
         linear_map = LinearMap.from_bytes(self.dataset.read(path))
         self._space.check(linear_map.output, str(self.dataset.root / path))
         return linear_map
+
+    def _encoder(self, modality: str) -> Encoder:
+        try:
+            return self.encoders[modality][1]
+        except UsageError as error:
+            moved = f"{self.dataset.root} was made with it: where it was moved, run its build with the new path"
+            raise UsageError(f"{error}; {moved}") from error
 
     def _features(self, modality: str, media: Media) -> NDArray[np.float32]:
         """Features (segments, d) of a medium, by the very steps that made the data set's."""

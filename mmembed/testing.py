@@ -81,8 +81,11 @@ def check_encoder(encoder: Encoder, batch: Sequence[Any] = ()) -> None:
             "weights in setup()"
         ) from error
     assert sent.space == encoder.space, f"on a worker it has the space {sent.space}, here {encoder.space}"
-    encoder.setup()
-    encoder.setup()
+    try:
+        encoder.setup()
+        encoder.setup()
+    except Exception as error:
+        raise AssertionError(f"setup() raises {type(error).__name__}: {error}") from error
     features = _checked(encoder, tried, "a batch")
     unchanged = all(np.array_equal(a, b) for a, b in zip(before, tried, strict=True))
     assert unchanged, "encode() changes the segments that it is given: copy them first"
@@ -115,7 +118,7 @@ def _checked(encoder: Encoder, batch: Sequence[Any], what: str) -> NDArray[np.fl
     shape = (len(batch), encoder.space.dim)
     assert isinstance(features, np.ndarray), f"of {what} encode() gives {type(features).__name__}, not a numpy array"
     assert features.dtype == np.float32, f"of {what} features are {features.dtype}: they must be float32"
-    assert features.shape == shape, f"of {what} features are {features.shape}: they must be {shape}"
+    assert features.shape == shape, f"of {what} features are {features.shape}: its space says {shape}"
     assert np.isfinite(features).all(), f"of {what} features are not all finite"
     return features.copy()
 

@@ -82,6 +82,16 @@ class Ordered(Base):
         return super().encode(batch) + (places if len(batch) > 1 else 0)
 
 
+class Raising(Base):
+    def encode(self, batch: Sequence[str]) -> NDArray[np.float32]:
+        raise RuntimeError("boom")
+
+
+class NotLoading(Base):
+    def setup(self) -> None:
+        raise FileNotFoundError("weights.bin")
+
+
 class Chance(Base):
     def encode(self, batch: Sequence[str]) -> NDArray[np.float32]:
         return super().encode(batch) + np.float32(np.random.default_rng().normal())
@@ -130,13 +140,15 @@ class Slight(Base):
 @pytest.mark.parametrize(
     "kind, message",
     [
-        (Wide, r"features are \(6, 4\): they must be \(6, 2\)"),
+        (Wide, r"features are \(6, 4\): its space says \(6, 2\)"),
         (Double, "features are float64: they must be float32"),
         (Lists, "encode.. gives list, not a numpy array"),
         (NotFinite, "not all finite"),
         (Constant, "6 different segments all have the same feature"),
         (Centred, "a row alone differs by .* is it padded without a mask, normalized over the batch, or quantized"),
         (Ordered, "a row alone differs|a row in another order differs"),
+        (Raising, "of a batch encode.. raises RuntimeError: boom"),
+        (NotLoading, "setup.. raises FileNotFoundError: weights.bin"),
         (Chance, "the same batch twice gives other bits"),
         (Unpicklable, "it can't be pickled .* load weights in setup"),
         (Forgetful, "sent to a worker it gives other bits"),

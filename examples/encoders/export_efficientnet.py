@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,4 +74,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # of the exporter's own workings
     main(Path(sys.argv[1]))

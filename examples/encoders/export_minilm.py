@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -66,4 +67,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore")  # of the exporter's own workings
     main(Path(sys.argv[1]))

@@ -1,6 +1,6 @@
-"""An ONNX model with weights of 8 bits: a quarter of the size.
+"""An ONNX model with weights of 8 bits: a quarter to two fifths of the size.
 
-    pip install onnx 'mmembed[onnx]'
+    pip install onnx onnxruntime
     python examples/encoders/quantize.py image models/efficientnet-lite0.onnx models/small/efficientnet-lite0.onnx INPUT
     python examples/encoders/quantize.py text models/minilm/minilm.onnx models/small/minilm.onnx INPUT
 

@@ -183,8 +183,10 @@ def _make(modality: Modality, spec: str) -> Encoder:
     except UsageError as error:
         raise UsageError(f"{modality.name}_encoder = {spec!r}: {error}") from error
     except Exception as error:  # this runs the user's own code, which may fail in any way
+        hint = "; put the folder of its module on PYTHONPATH" if isinstance(error, ModuleNotFoundError) else ""
         raise UsageError(
-            f"can't make the {modality.name} encoder {spec!r} (known are {FORMS}): {type(error).__name__}: {error}"
+            f"can't make the {modality.name} encoder {spec!r}: {type(error).__name__}: {error}{hint} "
+            f"(known are {FORMS})"
         ) from error
     if encoder.modality != modality.name:
         raise UsageError(f"the encoder {spec!r} is for {encoder.modality}, not for {modality.name}")
@@ -199,6 +201,9 @@ def _named(spec: str) -> Callable[..., Any]:
         if len({point.value for point in offered}) > 1:
             raise UsageError(f"several packages offer it: {', '.join(point.value for point in offered)}; name one")
         return cast(Callable[..., Any], offered[0].load())
+    if ":" not in spec:
+        hint = f"; did you mean onnx:{spec}?" if spec.endswith(".onnx") else ""
+        raise LookupError(f"no encoder has this name{hint}")
     return _import(spec)
 
 

@@ -123,7 +123,9 @@ def find(name: str) -> Path:
         from huggingface_hub import try_to_load_from_cache
     except ImportError as error:
         raise _missing() from error
-    cached = try_to_load_from_cache(name, "config.json") if name.count("/") == 1 and name[0] not in "./~" else None
+    if name.count("/") != 1 or name[0] in "./~":
+        raise UsageError(f"{name or 'nothing'} is no folder, and a model of the hub is named OWNER/NAME")
+    cached = try_to_load_from_cache(name, "config.json")
     if not isinstance(cached, str):
         raise UsageError(
             f"{name} is no folder, and no model that was downloaded: run `hf download {name} --local-dir FOLDER` where "
@@ -164,7 +166,7 @@ def _open(folder: Path, weights: str) -> Any:
 
 
 def _missing() -> UsageError:
-    return UsageError("models of Hugging Face need transformers and torch: pip install 'mmembed[hf]'")
+    return UsageError("models of Hugging Face need two packages: pip install transformers torch")
 
 
 Feed = dict[str, Any]

@@ -32,6 +32,8 @@ _TYPES = {
     "tensor(int32)": np.int32,
     "tensor(uint8)": np.uint8,
 }
+_INTEGERS = ("tensor(int64)", "tensor(int32)")
+
 _FEATURES = ("sentence_embedding", "{}_embeds", "{}_features", "embeddings", "last_hidden_state")
 """Outputs that are features, by their usual names, before others."""
 
@@ -114,7 +116,7 @@ def open_model(modality: str, rest: str) -> OnnxModel:
         said.tokenizer,
     )
     opened = session(model)
-    output = said.output or _feature_output(opened, modality)
+    output = _feature_output(opened, modality, said.output)
     return _with_dim(replace(model, input=_completed(said.input, opened, modality), output=output))
 
 
@@ -160,7 +162,7 @@ def _open(model: OnnxModel) -> InferenceSession:
     try:
         import onnxruntime
     except ImportError as error:
-        raise UsageError("ONNX models need onnxruntime: pip install 'mmembed[onnx]'") from error
+        raise UsageError("ONNX models need a package: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; it warns of each GPU that it doesn't find
@@ -193,8 +195,12 @@ def _model_files(path: Path) -> list[Path]:
     return [path, *sorted(path.parent / name.decode("utf-8", "replace") for name in found)]
 
 
-def _feature_output(opened: InferenceSession, modality: str) -> str:
+def _feature_output(opened: InferenceSession, modality: str, wanted: str) -> str:
     names = [output.name for output in opened.get_outputs()]
+    if wanted and wanted not in names:
+        raise UsageError(f"the model has no output {wanted!r}, but {', '.join(names)}")
+    if wanted:
+        return wanted
     usual = [name.format(modality) for name in _FEATURES]
     return str(next((name for name in usual if name in names), names[0]))
 
@@ -213,13 +219,18 @@ def _content_input(opened: InferenceSession) -> Any:
 
 def _completed(input: Input, opened: InferenceSession, modality: str) -> Input:
     """With the layout and size of pictures, and the most tokens, that the model itself says."""
-    shape = _content_input(opened).shape
-    if modality == "image" and len(shape) == 4:
+    main = _content_input(opened)
+    shape = main.shape
+    if (modality == "image") != (len(shape) == 4) or (modality == "text") != (main.type in _INTEGERS):
+        raise UsageError(f"its input {main.name!r}, {main.type} {shape}, takes no {modality}: of what modality is it?")
+    if modality == "image":
         if shape[3] == 3 and shape[1] != 3:
             input = replace(input, layout="NHWC")
         side = shape[2 if input.layout == "NCHW" else 1]
         if not input.size and not isinstance(side, int):
             raise UsageError(f"the model doesn't say how large pictures must be: add ?size=…; its input is {shape}")
+        if isinstance(side, int) and input.size and side != input.pixels:
+            raise UsageError(f"the model takes pictures of {side} pixels, not of {input.pixels}; its input is {shape}")
         return replace(input, size=input.size or side)
     if modality == "audio" and not input.sample_rate:
         raise UsageError("nothing says at which rate the model takes sounds: add ?sample_rate=…, in Hz")

@@ -87,8 +87,11 @@ def _open(folder: Path, weights: str) -> Any:
     check_unchanged(folder, model_files(folder), weights)
     try:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
     except ImportError as error:
         raise UsageError("it needs sentence-transformers: pip install sentence-transformers") from error
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     options = {"use_safetensors": True, "dtype": "float32"}
     try:
         return SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False, model_kwargs=options)

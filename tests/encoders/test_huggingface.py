@@ -205,9 +205,15 @@ def test_a_model_that_was_downloaded_is_found_by_its_name(
     assert encoder("text", "hf:somebody/clip").space == encoder("text", f"hf:{models / 'clip'}").space
 
 
-@pytest.mark.parametrize("name", ["openai/clip-vit-base-patch32", "/no/such/folder", "no-model"])
-def test_what_is_not_there_says_what_to_download(name: str) -> None:
+def test_what_is_not_there_says_what_to_download() -> None:
+    name = "openai/clip-vit-base-patch32"
     with pytest.raises(UsageError, match=f"{name} is no folder.*hf download {name} --local-dir FOLDER"):
+        encoder("image", f"hf:{name}")
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder", "no-model", "./no/model"])
+def test_what_is_no_name_of_the_hub_is_a_folder_that_is_missing(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name} is no folder, and a model of the hub is named OWNER/NAME"):
         encoder("image", f"hf:{name}")
 
 

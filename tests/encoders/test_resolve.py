@@ -137,11 +137,15 @@ def test_an_entry_point_of_an_installed_package_is_found(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("nonsense", r"can't make the text encoder 'nonsense' \(known are builtin, image-statistics.*onnx:…"),
+        (
+            "nonsense",
+            r"can't make the text encoder 'nonsense': .*no encoder has this name \(known are builtin,",
+        ),
         ("ngrams+", r"can't make the text encoder 'ngrams\+'"),
         ("image-statistics", "the encoder 'image-statistics' is for image, not for text"),
         ("small_encoders:SmallImage", "is for image, not for text"),
-        ("tests_nowhere:Encoder", "ModuleNotFoundError"),
+        ("tests_nowhere:Encoder", "ModuleNotFoundError.*put the folder of its module on PYTHONPATH"),
+        ("models/net.onnx", "did you mean onnx:models/net.onnx?"),
         ("test_resolve_incomplete:Encoder", "has no attribute 'input'"),
     ],
 )
