@@ -53,7 +53,7 @@ class ExtractConfig:
     image_encoder: str = option("builtin", _ENCODER)
     text_encoder: str = option("builtin", _ENCODER)
     audio_encoder: str = option("builtin", _ENCODER)
-    image_batch: int = option(16, _BATCH)
+    image_batch: int = option(8, _BATCH)
     text_batch: int = option(64, _BATCH)
     audio_batch: int = option(16, _BATCH)
 
