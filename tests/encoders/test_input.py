@@ -103,6 +103,7 @@ def test_pooling_over_tokens_and_places(how: str, reference: Any) -> None:
     np.testing.assert_allclose(pooled(tokens, how), reference(tokens), rtol=1e-6)
     places = np.random.default_rng(0).normal(size=(3, 5, 2, 4)).astype(np.float16)
     rows = places.reshape(3, 5, 8).transpose(0, 2, 1).astype(np.float32)
+    reference = (lambda x: x.mean(axis=1)) if how == "cls" else reference  # a map of places has no first one
     np.testing.assert_allclose(pooled(places, how), reference(rows), rtol=1e-3)
     np.testing.assert_allclose(pooled(places.transpose(0, 2, 3, 1), how, "NHWC"), reference(rows), rtol=1e-3)
     assert pooled(places, how).dtype == np.float32
