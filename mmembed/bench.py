@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from mmembed.config import ExtractConfig, Parts
 from mmembed.encoders import Encoder
 from mmembed.encoders.input import Input
 from mmembed.errors import UsageError
-from mmembed.inputs import open_source
+from mmembed.inputs import Source, open_source
+from mmembed.modalities import Modality
 from mmembed.steps import normalize_segments, segment_records
 from mmembed.testing import check_encoder, exact_in_any_batch, segments
 from mmembed.types import Batch
@@ -40,12 +41,12 @@ def bench(input: str, config: ExtractConfig) -> Iterator[dict[str, Any]]:
     Raises:
         UsageError: an encoder can't be made, or there is no such input.
     """
-    if input:
-        open_source(input, config.choice)  # before a model is loaded
+    source = open_source(input, config.choice) if input else None  # before a model is loaded
     parts = dict(Parts(config))
-    given = normalized_segments(input, config) if input else {}
+    modalities = {name: modality for name, (modality, _) in parts.items()}
+    given = normalized_segments(source, config.unit_records, modalities) if source else {}
     for name, (_, encoder) in parts.items():
-        some = given.get(name) if input else _ordinary(name, encoder.input)
+        some = given[name] if source else _ordinary(name, encoder.input)
         if some:
             yield {"modality": name, "encoder": str(encoder.space), **_measured(encoder, some)}
 
@@ -119,16 +120,10 @@ def _throughput(encoder: Encoder, some: Sequence[Any], size: int) -> float:
     return done / max(time.process_time() - start, 1e-9)
 
 
-def normalized_segments(input: str, config: ExtractConfig) -> dict[str, list[Any]]:
-    """The first SEGMENTS normalized segments of each modality of an input.
-
-    Raises:
-        UsageError: there is no such input, or an encoder can't be made.
-    """
-    modalities = {name: modality for name, (modality, _) in Parts(config).items()}
-    source = open_source(input, config.choice)
+def normalized_segments(source: Source, unit_records: int, modalities: Mapping[str, Modality]) -> dict[str, list[Any]]:
+    """The first SEGMENTS normalized segments of each modality of an input, read by units of so many records."""
     found: dict[str, list[Any]] = {name: [] for name in modalities}
-    for unit in source.units(config.unit_records):
+    for unit in source.units(unit_records):
         records, _ = source.read(unit)
         wanted = {name: modality for name, modality in modalities.items() if len(found[name]) < SEGMENTS}
         for batch in segment_records(Batch(tuple(records)), wanted):

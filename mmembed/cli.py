@@ -377,9 +377,10 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _check_encoders(options: argparse.Namespace) -> int:
     from mmembed.bench import check
+    from mmembed.engine import use_one_thread
     from mmembed.report import checked
 
-    _use_one_thread()
+    use_one_thread()
     results = list(check(_config(options).extract))
     print("\n".join(map(checked, results)))
     return _EXIT_FAILED if any(result.fault for result in results) else 0
@@ -387,19 +388,13 @@ def _check_encoders(options: argparse.Namespace) -> int:
 
 def _bench_encoders(options: argparse.Namespace) -> int:
     from mmembed.bench import bench
+    from mmembed.engine import use_one_thread
     from mmembed.report import throughput
 
-    _use_one_thread()
+    use_one_thread()
     for row in bench(options.input, _config(options).extract):
         print(json.dumps(row) if options.json else throughput(row), flush=True)
     return 0
-
-
-def _use_one_thread() -> None:
-    """As workers do; before the libraries are loaded."""
-    from mmembed.engine import ONE_THREAD
-
-    os.environ.update(ONE_THREAD)
 
 
 def _errors(options: argparse.Namespace) -> int:

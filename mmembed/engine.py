@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from mmembed.errors import UsageError
@@ -13,6 +14,14 @@ ONE_THREAD = {
     "TOKENIZERS_PARALLELISM": "false",
 }
 """Environment of a process that computes with one thread, for libraries that are loaded later."""
+
+
+def use_one_thread() -> None:
+    """For a worker process, whoever started it, and for what measures what one does."""
+    from threadpoolctl import threadpool_limits
+
+    os.environ.update(ONE_THREAD)  # libraries that are loaded later
+    threadpool_limits(1)  # those that are there
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from mmembed import bench as module
 from mmembed.bench import SEGMENTS, SIZES, bench, check, normalized_segments
 from mmembed.config import ExtractConfig, Parts
 from mmembed.errors import UsageError
+from mmembed.inputs import open_source
 
 SMALL = ExtractConfig(
     image_encoder="small_encoders:SmallImage",
@@ -52,12 +53,13 @@ def test_the_smallest_batch_that_is_fast_enough_is_recommended(monkeypatch: pyte
 
 
 def test_segments_of_an_input_are_those_that_a_build_encodes(manifest: Path) -> None:
-    found = normalized_segments(str(manifest), SMALL)
+    modalities = {name: modality for name, (modality, _) in Parts(SMALL).items()}
+    found = normalized_segments(open_source(str(manifest), SMALL.choice), SMALL.unit_records, modalities)
     assert {name: len(some) for name, some in found.items()} == {"image": SEGMENTS, "text": SEGMENTS, "audio": SEGMENTS}
     assert all(picture.shape == (128, 128, 3) for picture in found["image"])
     assert all(isinstance(text, str) for text in found["text"])
     with pytest.raises(UsageError, match="nowhere"):
-        normalized_segments("nowhere.jsonl", SMALL)
+        list(bench("nowhere.jsonl", SMALL))
 
 
 def test_the_command_prints_a_table_and_what_to_choose(manifest: Path) -> None:

@@ -24,6 +24,7 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from mmembed.bench import normalized_segments
 from mmembed.config import ExtractConfig, Parts
 from mmembed.encoders.onnx import OnnxModel, feeds
+from mmembed.inputs import open_source
 
 BESIDE = (
     "tokenizer.json",
@@ -50,15 +51,16 @@ class Segments(CalibrationDataReader):  # type: ignore[misc]  # onnxruntime has 
 def main(modality: str, path: Path, target: Path, input: str, bits: int) -> None:
     """Write the quantized model, and beside it what tells how it is fed."""
     config = ExtractConfig(**{f"{modality}_encoder": f"onnx:{path}"})  # type: ignore[arg-type]
-    _, model = Parts(config)[modality]
+    cut, model = Parts(config)[modality]
     assert isinstance(model, OnnxModel)
+    segments = normalized_segments(open_source(input, config.choice), config.unit_records, {modality: cut})
     target.parent.mkdir(parents=True, exist_ok=True)
     prepared = target.with_suffix(".prepared.onnx")
     quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
     quantize_static(
         str(prepared),
         str(target),
-        Segments(model, normalized_segments(input, config)[modality]),
+        Segments(model, segments[modality]),
         quant_format=QuantFormat.QDQ,
         activation_type={8: QuantType.QUInt8, 16: QuantType.QUInt16}[bits],
         # Beside activations of 8 bits, signed weights overflow on processors without VNNI.

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmembed.encoders.input import EXAMPLES, Array, Input, pixel_values
-from mmembed.encoders.loading import check_unchanged, digest, model_files, once, options_of, reason
+from mmembed.encoders.loading import digest, failing, model_files, once_from, options_of
 from mmembed.errors import EncodeError, UsageError
 from mmembed.types import Space
 
@@ -50,14 +50,11 @@ class ClipModel:
 
         model, tokenizer = _model(self.folder, self.weights)
         device = next(model.parameters()).device
-        try:
-            with torch.inference_mode():
-                if self.modality == "image":
-                    found = model.encode_image(torch.from_numpy(pixel_values(batch, self.input)).to(device))
-                else:
-                    found = model.encode_text(tokenizer(list(batch)).to(device))  # each padded to the context's length
-        except Exception as error:  # of torch's own kinds
-            raise EncodeError(f"the model {self.space.name} failed: {reason(error)}") from error
+        with failing(EncodeError, f"the model {self.space.name} failed"), torch.inference_mode():
+            if self.modality == "image":
+                found = model.encode_image(torch.from_numpy(pixel_values(batch, self.input)).to(device))
+            else:
+                found = model.encode_text(tokenizer(list(batch)).to(device))  # each padded to the context's length
         return np.ascontiguousarray(found.float().cpu().numpy())
 
 
@@ -86,18 +83,15 @@ def open_model(modality: str, rest: str) -> ClipModel:
 
 
 def _model(folder: str, weights: str) -> tuple[Any, Any]:
-    return once(("open_clip", folder, weights), lambda: _open(Path(folder), weights))
+    return once_from(folder, weights, _open)
 
 
-def _open(folder: Path, weights: str) -> tuple[Any, Any]:
-    check_unchanged(folder, model_files(folder), weights)
+def _open(folder: Path) -> tuple[Any, Any]:
     try:
         import open_clip
         import torch
     except ImportError as error:
         raise UsageError("it needs open_clip: pip install open_clip_torch") from error
-    try:
+    with failing(UsageError, f"can't read the model {folder}"):
         model = open_clip.create_model(f"local-dir:{folder}", device="cuda" if torch.cuda.is_available() else "cpu")
         return model.eval(), open_clip.get_tokenizer(f"local-dir:{folder}")
-    except Exception as error:  # whatever is wrong with its files
-        raise UsageError(f"can't read the model {folder}: {reason(error)}") from error

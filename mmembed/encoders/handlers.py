@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mmembed.encoders.input import Array, Input, by_length, pixel_values, waveform
-from mmembed.encoders.loading import once, reason
+from mmembed.encoders.loading import failing, once
 from mmembed.errors import EncodeError
 from mmembed.types import Space
 
@@ -56,10 +56,8 @@ class HandlerEncoder:
             examples = [waveform(samples, self.input.standardize) for samples in batch]
             groups = by_length([len(example) for example in examples])
         for rows in groups:
-            try:
+            with failing(EncodeError, f"the handler of {self.space.name} failed"):
                 features[rows] = self._run([examples[row] for row in rows])
-            except Exception as error:  # whatever a handler raises
-                raise EncodeError(f"the handler of {self.space.name} failed: {reason(error)}") from error
         return features
 
     def _run(self, examples: Sequence[Any]) -> Array:

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from mmembed.encoders.description import describe
 from mmembed.encoders.input import EXAMPLES, POOLING, Array, Input, by_length, pixel_values, pooled, unit_rows, waveform
-from mmembed.encoders.loading import check_unchanged, digest, model_files, once, options_of, reason
-from mmembed.errors import EncodeError, MmembedError, UsageError
+from mmembed.encoders.loading import digest, failing, model_files, once, once_from, options_of, reason
+from mmembed.errors import EncodeError, UsageError
 from mmembed.types import Space
 
 _OFFSET = ("roberta", "camembert", "mpnet", "longformer", "clap_text")
@@ -59,13 +59,9 @@ class TransformersModel:
             EncodeError: a segment is not what the model takes.
         """
         features = np.empty((len(batch), self.space.dim), np.float32)
-        try:
+        with failing(EncodeError, f"the model {self.space.name} failed"):  # a sound shorter than its kernels, say
             for rows, feed in _FEEDS[self.modality](self, batch):
                 features[rows] = _run(self, feed)
-        except MmembedError:
-            raise
-        except Exception as error:  # a sound shorter than its kernels, say: of whatever kind the model's code raises
-            raise EncodeError(f"the model {self.space.name} failed: {reason(error)}") from error
         return features
 
 
@@ -94,21 +90,13 @@ def open_model(modality: str, rest: str) -> TransformersModel:
     )
     if modality == "image" and not model.input.size:
         raise UsageError(f"{folder} has no preprocessor_config.json that says how large pictures are: add ?size=…")
+    example = EXAMPLES[modality](model.input.sample_rate or model.input.size)
     try:
-        dim = _dim(model)
-    except MmembedError as error:
-        raise UsageError(f"{name} can't encode {modality}: {error}") from error
-    return replace(model, space=replace(model.space, dim=dim))
-
-
-def _dim(model: TransformersModel) -> int:
-    """How many values it gives of an example."""
-    example = EXAMPLES[model.modality](model.input.sample_rate or model.input.size)
-    try:
-        ((_, feed),) = _FEEDS[model.modality](model, [example])
-        return int(_run(model, feed).shape[1])
+        ((_, feed),) = _FEEDS[modality](model, [example])
+        dim = _run(model, feed).shape[1]
     except Exception as error:  # of whatever kind the model's code raises
-        raise EncodeError(reason(error)) from error
+        raise UsageError(f"{name} can't encode {modality}: {reason(error)}") from error
+    return replace(model, space=replace(model.space, dim=dim))
 
 
 def find(name: str) -> Path:
@@ -141,11 +129,10 @@ def model_of(folder: str, weights: str) -> Any:
     Raises:
         UsageError: transformers is missing, or the model can't be read.
     """
-    return once(("hf", folder, weights), lambda: _open(Path(folder), weights))
+    return once_from(folder, weights, _open)
 
 
-def _open(folder: Path, weights: str) -> Any:
-    check_unchanged(folder, model_files(folder), weights)
+def _open(folder: Path) -> Any:
     try:
         import torch
         from transformers import AutoModel
@@ -154,12 +141,10 @@ def _open(folder: Path, weights: str) -> Any:
         raise _missing() from error
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    try:
+    with failing(UsageError, f"can't read the model {folder}"):
         model = AutoModel.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, trust_remote_code=False, dtype=torch.float32
         )
-    except Exception as error:  # whatever is wrong with a model's files
-        raise UsageError(f"can't read the model {folder}: {reason(error)}") from error
     if model.config.is_encoder_decoder:
         model = model.get_encoder()
     return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
@@ -179,7 +164,7 @@ def _pictures(model: TransformersModel, batch: Sequence[NDArray[np.uint8]]) -> I
 def _texts(model: TransformersModel, batch: Sequence[str]) -> Iterator[tuple[NDArray[np.intp], Feed]]:
     config = model_of(model.folder, model.weights).config
     config = getattr(config, "text_config", config)
-    tokenizer = _tokenizer(model.folder, model.weights)
+    tokenizer = _processor(model, "AutoTokenizer")
     positions = getattr(config, "max_position_embeddings", 0)
     if any(name in config.model_type for name in _OFFSET):  # these count positions from the padding token's on
         positions -= config.pad_token_id + 1
@@ -195,7 +180,7 @@ def _texts(model: TransformersModel, batch: Sequence[str]) -> Iterator[tuple[NDA
 
 
 def _sounds(model: TransformersModel, batch: Sequence[Array]) -> Iterator[tuple[NDArray[np.intp], Feed]]:
-    extractor = _extractor(model.folder, model.weights)
+    extractor = _processor(model, "AutoFeatureExtractor")
     sounds = [waveform(samples) for samples in batch]
     # Longer ones would be cut at a random place (CLAP) or at their end (Whisper, AST).
     most = getattr(extractor, "nb_max_samples", getattr(extractor, "n_samples", 0))
@@ -219,23 +204,17 @@ _FEEDS: dict[str, Callable[[TransformersModel, Sequence[Any]], Iterator[tuple[An
 }
 
 
-def _tokenizer(folder: str, weights: str) -> Any:
-    from transformers import AutoTokenizer
+def _processor(model: TransformersModel, kind: str) -> Any:
+    """The AutoTokenizer or AutoFeatureExtractor of a model, read once a process."""
+    import transformers
 
-    return once(("hf tokenizer", folder, weights), lambda: _read(AutoTokenizer, folder))
+    def read() -> Any:
+        with failing(UsageError, f"can't read {kind} of {model.folder}"):
+            return getattr(transformers, kind).from_pretrained(
+                model.folder, local_files_only=True, trust_remote_code=False
+            )
 
-
-def _extractor(folder: str, weights: str) -> Any:
-    from transformers import AutoFeatureExtractor
-
-    return once(("hf extractor", folder, weights), lambda: _read(AutoFeatureExtractor, folder))
-
-
-def _read(kind: Any, folder: str) -> Any:
-    try:
-        return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # whatever is wrong with its files
-        raise UsageError(f"can't read {kind.__name__} of {folder}: {reason(error)}") from error
+    return once((kind, model.folder, model.weights), read)
 
 
 def _run(model: TransformersModel, feed: Feed) -> Array:

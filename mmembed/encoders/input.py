@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmembed.errors import EncodeError, UsageError
+from mmembed.modalities.image import FITS
 
 Array = NDArray[np.float32]
 
@@ -21,7 +22,6 @@ EXAMPLES: dict[str, Callable[[int], Any]] = {
 """By modality, a segment of a size or a rate: a model is run on it to see whether it fits."""
 
 LAYOUTS = ("NCHW", "NHWC")
-FITS = ("", "letterbox", "crop", "stretch")
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ class Input:
                 raise UsageError(f"input: {name} is {getattr(self, name)}, but must be 0 or more")
         if self.crop > self.size:
             raise UsageError(f"input: crop is {self.crop}, more than size = {self.size}")
-        if self.fit not in FITS or self.layout not in LAYOUTS:
-            raise UsageError(f"input: fit is one of {FITS[1:]}, layout of {LAYOUTS}; not {self.fit!r}, {self.layout!r}")
+        if self.fit not in ("", *FITS) or self.layout not in LAYOUTS:
+            raise UsageError(f"input: fit is one of {FITS}, layout of {LAYOUTS}; not {self.fit!r}, {self.layout!r}")
         if len(self.mean) != 3 or len(self.std) != 3 or not all(value > 0 for value in self.std):
             raise UsageError(f"input: mean and std are three numbers each, std above 0; not {self.mean}, {self.std}")
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mmembed.errors import UsageError
+from mmembed.errors import MmembedError, UsageError
 
 T = TypeVar("T")
 
@@ -57,10 +58,35 @@ def model_files(folder: Path) -> list[Path]:
     return found
 
 
+def once_from(folder: str, weights: str, load: Callable[[Path], T]) -> T:
+    """What `load` makes of the model in a folder, once a process, if its files are still those of a hash.
+
+    Raises:
+        UsageError: they are others than where the run began.
+    """
+
+    def checked() -> T:
+        check_unchanged(folder, model_files(Path(folder)), weights)
+        return load(Path(folder))
+
+    return once((load, folder, weights), checked)
+
+
 def check_unchanged(path: str | Path, files: Iterable[Path], weights: str) -> None:
     """Raise UsageError if the files of a model have not the hash that they had where the run began."""
     if digest(files) != weights:
         raise UsageError(f"the model {path} is another here than where the run began: give all workers the same")
+
+
+@contextmanager
+def failing(kind: type[MmembedError], what: str) -> Iterator[None]:
+    """Whatever a library raises as an error of ours that says what failed; our own errors pass through."""
+    try:
+        yield
+    except MmembedError:
+        raise
+    except Exception as error:  # libraries of models raise errors of any kind
+        raise kind(f"{what}: {reason(error)}") from error
 
 
 def reason(error: Exception) -> str:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmembed.encoders.description import describe
 from mmembed.encoders.input import EXAMPLES, POOLING, Array, Input, by_length, pixel_values, pooled, unit_rows, waveform
-from mmembed.encoders.loading import check_unchanged, digest, once, options_of, reason
+from mmembed.encoders.loading import check_unchanged, digest, failing, once, options_of
 from mmembed.encoders.tokens import open_tokenizer, tokenize
 from mmembed.errors import EncodeError, UsageError
 from mmembed.types import Space
@@ -104,11 +104,12 @@ def open_model(modality: str, rest: str) -> OnnxModel:
     files = [*_model_files(path), *said.files]
     if modality == "text" and not said.tokenizer:
         raise UsageError(f"{folder} has no tokenizer.json: put it there, or name its folder by ?input=FOLDER")
+    hash = digest(files)
     model = OnnxModel(
         modality,
         tuple(map(str, files)),
-        digest(files),
-        Space(path.stem, digest(files, sorted(options.items())), 1),
+        hash,
+        Space(path.stem, digest([], hash, sorted(options.items())), 1),
         said.input,
         said.output,
         said.pooling or POOLING[modality],
@@ -166,10 +167,8 @@ def _open(model: OnnxModel) -> InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; it warns of each GPU that it doesn't find
-    try:
+    with failing(UsageError, f"can't read the ONNX model {path}"):
         return onnxruntime.InferenceSession(path, options, providers(onnxruntime.get_available_providers()))
-    except Exception as error:  # its errors have no common base but this
-        raise UsageError(f"can't read the ONNX model {path}: {reason(error)}") from error
 
 
 def providers(available: Sequence[str]) -> list[str]:
@@ -314,10 +313,8 @@ def _run(model: OnnxModel, feed: Feed, share: float) -> Array:
         missing = step - len(next(iter(part.values())))
         if missing:
             part = {name: np.concatenate([value, value[-1:].repeat(missing, axis=0)]) for name, value in part.items()}
-        try:
+        with failing(EncodeError, f"the model {model.space.name} failed"):
             (output,) = opened.run([model.output], part)
-        except Exception as error:  # its errors have no common base but this
-            raise EncodeError(f"the model {model.space.name} failed: {reason(error)}") from error
         if output.ndim == 3:
             output = output[:, : max(1, round(share * output.shape[1]))]
         parts.append(pooled(output, model.pooling, model.input.layout)[: step - missing])

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmembed.encoders.huggingface import find
 from mmembed.encoders.input import Array, Input, by_length
-from mmembed.encoders.loading import check_unchanged, digest, model_files, once, options_of, reason
+from mmembed.encoders.loading import digest, failing, model_files, once_from, options_of
 from mmembed.errors import EncodeError, UsageError
 from mmembed.types import Space
 
@@ -47,15 +47,13 @@ class SentenceModel:
         """
         model = _model(self.folder, self.weights)
         features = np.empty((len(batch), self.space.dim), np.float32)
-        try:
+        with failing(EncodeError, f"the model {self.space.name} failed"):
             # Equally long texts together: then nothing is padded, and no text depends on its neighbours.
             tokens = model.tokenize(list(batch))
             mask = tokens.get("attention_mask")  # static embeddings have none, and no neighbours either
             for rows in [range(len(batch))] if mask is None else by_length(mask.sum(dim=1).tolist()):
                 texts = [batch[row] for row in rows]
                 features[rows] = model.encode(texts, batch_size=len(texts), show_progress_bar=False)
-        except Exception as error:  # whatever a model's own modules raise
-            raise EncodeError(f"the model {self.space.name} failed: {reason(error)}") from error
         return features
 
 
@@ -80,11 +78,10 @@ def open_model(modality: str, rest: str) -> SentenceModel:
 
 
 def _model(folder: str, weights: str) -> Any:
-    return once(("sentence-transformers", folder, weights), lambda: _open(Path(folder), weights))
+    return once_from(folder, weights, _open)
 
 
-def _open(folder: Path, weights: str) -> Any:
-    check_unchanged(folder, model_files(folder), weights)
+def _open(folder: Path) -> Any:
     try:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
@@ -93,7 +90,5 @@ def _open(folder: Path, weights: str) -> Any:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     options = {"use_safetensors": True, "dtype": "float32"}
-    try:
+    with failing(UsageError, f"can't read the model {folder}"):
         return SentenceTransformer(str(folder), local_files_only=True, trust_remote_code=False, model_kwargs=options)
-    except Exception as error:  # whatever is wrong with its files
-        raise UsageError(f"can't read the model {folder}: {reason(error)}") from error

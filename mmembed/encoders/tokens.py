@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mmembed.encoders.loading import failing
 from mmembed.errors import EncodeError, UsageError
 
 if TYPE_CHECKING:
@@ -41,10 +42,8 @@ def open_tokenizer(path: str, most: int) -> Tokenizer:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else it starts threads, and warns when a worker forks
     from tokenizers import Tokenizer
 
-    try:
+    with failing(UsageError, f"can't read the tokenizer {path}"):
         tokenizer = Tokenizer.from_file(path)
-    except Exception as error:  # the library raises nothing narrower
-        raise UsageError(f"can't read the tokenizer {path}: {error}") from error
     tokenizer.no_padding()
     if most:
         tokenizer.enable_truncation(most)

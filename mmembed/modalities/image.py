@@ -57,6 +57,9 @@ _TILES = re.compile(r"([1-9]\d?)x([1-9]\d?)")
 SIDE = 128
 """Pixels of a side of what encoders get, where neither the user nor the encoder says: see docs/encoders.md."""
 
+FITS = ("letterbox", "crop", "stretch")
+"""Ways in which a picture becomes a square."""
+
 CELLS = 8
 """Rows and columns of the grid in which explanations tell the parts of a picture apart."""
 
@@ -117,7 +120,7 @@ class Image:
     def __post_init__(self) -> None:
         if self.size and not 16 <= self.size <= 1024:
             raise UsageError(f"size is {self.size}: a picture's side is 16 to 1024 pixels; try 128")
-        if self.fit not in ("", "letterbox", "crop", "stretch"):
+        if self.fit not in ("", *FITS):
             raise UsageError(f'fit is "{self.fit}": it must be "letterbox", "crop" or "stretch"')
         if self.tiles and self.boxes:
             raise UsageError("tiles and boxes are two ways to cut a picture: choose one")

@@ -13,13 +13,13 @@ import apache_beam as beam
 from apache_beam.metrics import Metrics
 
 from mmembed.encoders import Encoder
+from mmembed.engine import use_one_thread
 from mmembed.features import Contents, Marks, write_unit
 from mmembed.fetch import Fetcher
 from mmembed.inputs import Source
 from mmembed.modalities import Modality
 from mmembed.scratch import Scratch
 from mmembed.steps import Known, encode_segments, normalize_segments, segment_records
-from mmembed.transforms.threads import use_one_thread
 from mmembed.types import Batch, Unit
 
 Element = tuple[Unit, Batch]

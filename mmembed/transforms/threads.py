@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import apache_beam as beam
-from threadpoolctl import threadpool_limits
 
-from mmembed.engine import ONE_THREAD
-
-
-def use_one_thread() -> None:
-    """For a worker process, whoever started it."""
-    os.environ.update(ONE_THREAD)  # libraries that are loaded later
-    threadpool_limits(1)  # those that are there
+from mmembed.engine import use_one_thread
 
 
 @dataclass
