@@ -26,6 +26,20 @@ def _require(condition: bool, name: str, value: Any, rule: str) -> None:
         raise UsageError(f"{name} = {value!r}: must be {rule}")
 
 
+_BYTES = {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_MILLISECONDS = {"US": 1e-3, "MS": 1.0, "S": 1e3}
+
+
+def _amount(name: str, value: str, units: Mapping[str, float], rule: str) -> float:
+    """A number with a unit as a number of the smallest thing counted; 0 for nothing."""
+    if not value:
+        return 0.0
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]+)", value.strip())
+    _require(found is not None and found[2].upper() in units and float(found[1]) > 0, name, value, rule)
+    assert found is not None
+    return float(found[1]) * units[found[2].upper()]
+
+
 _ENCODER = f"{FORMS}; A+B: both side by side"
 _BATCH = "segments that are encoded at once, at most: `mmembed encoders bench` measures what is fast"
 
@@ -147,9 +161,24 @@ class IndexConfig:
     hubness: str = option(
         "none", "csls lowers candidates that are near to everything; the evaluation says what it does"
     )
+    recall: float = option(0.95, "recall@10 against exact search that queries of other modalities must have")
+    memory: str = option("", "what all indexes together may take, such as 2GB; empty: no limit")
+    latency: str = option("", "what a query may take on one core, such as 5ms; empty: some 2ms, if it can be had")
 
     def __post_init__(self) -> None:
         _require(self.hubness in HUBNESS, "hubness", self.hubness, " or ".join(HUBNESS))
+        _require(0 < self.recall <= 1, "recall", self.recall, "above 0, and at most 1")
+        _ = self.memory_bytes, self.milliseconds
+
+    @property
+    def memory_bytes(self) -> int:
+        """Bytes that all indexes together may take, 0 for no limit."""
+        return int(_amount("memory", self.memory, _BYTES, "a size such as 500MB, 2GB or 2GiB"))
+
+    @property
+    def milliseconds(self) -> float:
+        """What a query may take on one core, 0 for no limit."""
+        return _amount("latency", self.latency, _MILLISECONDS, "a time such as 500us, 5ms or 0.1s")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _OWN = re.compile(
     r"((records|errors|dropped|stamps|(features|embeddings)/[^/]+)/part-\d{5,}\.parquet"
     r"|scratch/.+"
     r"|maps/([^/]+\.safetensors|fit\.json|groups\.json|moments/block-\d{5}\.safetensors)"
-    r"|index/([^/]+\.faiss|index\.json))"
+    r"|index/([^/]+\.(faiss|arrow|npy|tuned\.safetensors)|index\.json|parts/.+))"
 )
 
 STAGES = ("extract", "fit", "project", "index", "evaluate")

@@ -264,10 +264,10 @@ def _index_recalls(dataset: Dataset, asked: Mapping[str, Asked], target: str) ->
     chosen = {query: _spread(of.queries, 1000) for query, of in asked.items()}
     queries = np.concatenate(list(chosen.values()))
     index = open_modality(dataset, target)
-    k = min(10, index.ntotal)
+    k = min(10, len(index))
     found, _ = index.search(queries, k)
     best = np.full((len(queries), k), -np.inf, np.float32)
-    for _, rows in blocks(dataset, target, entry_of(dataset, target)):
+    for _, _, rows in blocks(dataset, target, index.columns):
         best = -np.sort(-np.concatenate([best, queries @ rows.T], axis=1), axis=1)[:, :k]
     tolerance = 1e-5 * np.maximum(1, np.abs(best[:, -1:]))
     good = (found >= best[:, -1:] - tolerance).mean(axis=1)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from mmembed.encoders import Encoder
 from mmembed.errors import RecordError, UsageError
 from mmembed.index import scoring_of
-from mmembed.inputs import open_source
 from mmembed.linear import LinearMap, Scoring
 from mmembed.search import ANY, Query, Searcher
 from mmembed.shards import write_bytes
@@ -128,8 +127,8 @@ def explain(searcher: Searcher, query: Query, id: str, to: str = ANY) -> Explana
     Raises:
         UsageError: the query can't be used, there is no such record or modality, or its input is gone.
     """
-    ((modality, media),) = query.media.items()
-    record = _record(searcher, id)
+    modality, media = query.medium()
+    record = searcher.record(id)
     targets = [name for name in record.media if name != modality] or list(record.media) if to == ANY else [to]
     if not set(targets) <= record.media.keys():
         raise UsageError(f"the record {id!r} has no {to}, but {', '.join(record.media)}")
@@ -220,20 +219,6 @@ def _segments(searcher: Searcher, record: Record, modality: str) -> list[Segment
     if not found and reasons:
         raise UsageError(f"the {modality} of {record.id!r} can't be used: {reasons[0]}")
     return found
-
-
-def _record(searcher: Searcher, id: str) -> Record:
-    """A record as the input holds it; the unit that held it at the build is looked into first."""
-    dataset = searcher.dataset
-    config = searcher.config.extract
-    source = open_source(dataset.input, config.choice)
-    units = source.units(config.unit_records)
-    known = searcher.unit_of(id)
-    for unit in sorted(units, key=lambda unit: unit.number != known):
-        for record in source.read(unit)[0]:
-            if record.id == id:
-                return record
-    raise UsageError(f"the record {id!r} is no longer in {dataset.input}: its media are needed to explain it")
 
 
 def render(explanation: Explanation) -> str:

@@ -1,81 +1,136 @@
-"""FAISS indexes: exact inner products; FAISS id = row number in embeddings/<modality>, in file order.
+"""Indexes as they lie on disk: FAISS id = row number in embeddings/<modality>, in file order.
 
 A row is an embedding, and behind it what else its score has: a coordinate for each modality of queries ("any" where all
 have the same), in which a query has 1. So a plain inner product is the whole score.
+
+Beside a modality's FAISS index lie its rows: what an answer says (index/<modality>.arrow), and, where the index holds
+them compressed or in another order, the rows themselves (index/<modality>.npy). All are mapped into memory, not read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from mmembed import kinds
 from mmembed.dataset import Dataset
 from mmembed.errors import DatasetError, UsageError
 from mmembed.hubness import bank_of, csls_terms
+from mmembed.kinds import Kind, Rows
 from mmembed.linear import Scoring
-from mmembed.shards import fingerprint, write_bytes
+from mmembed.shards import fingerprint
 from mmembed.tables import vectors_from_arrow
 from mmembed.types import Space
 
-VERSION = "2"
+VERSION = "3"
 """Of the way indexes are built: a change of it needs another one, so that what was made before is made again."""
 
 ANY_QUERY = "any"
 """Stands for all modalities of queries."""
 
-Banks = Mapping[str, NDArray[np.float32]]
+BATCH_ROWS = 1 << 16
+"""Rows of a record batch of index/<modality>.arrow: row n is row n % BATCH_ROWS of batch n // BATCH_ROWS."""
+
+Array = NDArray[np.float32]
+Banks = Mapping[str, Array]
 
 ENTRIES = "index/index.json"
-"""JSON: an `index_entry` for each modality."""
+"""JSON: an entry for each modality."""
 
 
 def index_path(modality: str) -> str:
-    """The relative path of a modality's index."""
+    """The relative path of a modality's FAISS index."""
     return f"index/{modality}.faiss"
 
 
-def build_index(blocks: Iterable[NDArray[np.float32]], dim: int) -> bytes:
-    """A serialized IndexFlatIP over blocks of vectors (n, dim): every query is compared with every row.
+def rows_path(modality: str) -> str:
+    """The relative path of what its rows say."""
+    return f"index/{modality}.arrow"
 
-    The bytes depend on the vectors alone. One block and the index are in memory, and at the end the index twice more.
+
+def vectors_path(modality: str) -> str:
+    """The relative path of its rows themselves."""
+    return f"index/{modality}.npy"
+
+
+def tuned_path(modality: str) -> str:
+    """The relative path of what its index has learned from rows, and of the probes that measured it."""
+    return f"index/{modality}.tuned.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class Index:
+    """An index that is open.
+
+    Attributes:
+        faiss: the FAISS index.
+        vectors: its rows (n, k + terms); None where `faiss` is exact and holds them.
+        rows: what they say, n rows: id, segment, span, media, split, metadata.
+        entry: what index.json says of it.
     """
-    import faiss
 
-    index = faiss.IndexFlatIP(dim)
-    for vectors in blocks:
-        index.add(np.ascontiguousarray(vectors, dtype=np.float32))
-    data: bytes = faiss.serialize_index(index).tobytes()
-    return data
+    faiss: Any
+    vectors: Array | None
+    rows: pa.Table
+    entry: Mapping[str, Any]
 
+    @property
+    def kind(self) -> Kind:
+        """Of the FAISS index."""
+        return Kind(self.entry["kind"])
 
-def open_index(data: bytes, dim: int, rows: int) -> Any:
-    """The faiss.IndexFlatIP in bytes that `build_index` made.
+    @property
+    def columns(self) -> list[str]:
+        """See `term_columns`."""
+        return list(self.entry["terms"])
 
-    The bytes must be known to be the right ones (`Dataset.read` compares their checksum): FAISS trusts the sizes that
-    it reads, so that a damaged or forged file can crash the process or run code in it.
+    def __len__(self) -> int:
+        return int(self.faiss.ntotal)
 
-    Raises:
-        DatasetError: this is no such index, or not one of `rows` vectors of dimension `dim`.
-    """
-    import faiss
+    def search(self, queries: Array, k: int, kept: NDArray[np.bool_] | None = None) -> tuple[Array, Rows]:
+        """The k best rows for each query (q, k + terms), see `kinds.search`.
 
-    try:
-        index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-    except RuntimeError as error:
-        raise DatasetError(f"this is no index that FAISS can read ({error}): run `mmembed index`") from error
-    if not isinstance(index, faiss.IndexFlatIP):
-        raise DatasetError(f"the index is a {type(index).__name__}, not an IndexFlatIP: run `mmembed index`")
-    if (index.ntotal, index.d) != (rows, dim):
-        raise DatasetError(
-            f"the index holds {index.ntotal} vectors of dimension {index.d}, the embeddings {rows} of {dim}: "
-            "run `mmembed index`"
+        Args:
+            queries: see `query_rows`.
+            kept: rows that may be found, bool (n,).
+        """
+        vectors = self.vectors if self.vectors is not None else np.empty((len(self), 0), np.float32)
+        return kinds.search(
+            self.faiss, self.kind, vectors, queries, k, self.entry["search"], self.entry["radius"], kept
         )
-    return index
+
+    def vectors_of(self, rows: Rows) -> Array:
+        """Rows themselves, float32 (m, k + terms)."""
+        if self.vectors is not None:
+            return np.asarray(self.vectors[rows], np.float32)
+        found: Array = self.faiss.reconstruct_batch(np.ascontiguousarray(rows, np.int64))
+        return found
+
+    def rows_of(self, id: str) -> Rows:
+        """Numbers of the rows of a record, ascending."""
+        # As bytes: what is no UTF-8 on the command line arrives with halves of surrogate pairs, and equals no id.
+        wanted = pa.scalar(id.encode("utf-8", "surrogatepass"))
+        same = [np.flatnonzero(pc.equal(chunk.cast(pa.binary()), wanted)) for chunk in self.rows["id"].chunks]
+        return np.concatenate([np.empty(0, np.int64), *(n * BATCH_ROWS + found for n, found in enumerate(same))])
+
+    def row(self, row: int) -> dict[str, Any]:
+        """What a row says, by column."""
+        chunk, place = divmod(row, BATCH_ROWS)
+        return {name: self.rows[name].chunk(chunk)[place].as_py() for name in self.rows.column_names}
+
+    def values(self, column: str, rows: Rows) -> list[Any]:
+        """What rows say in a column."""
+        chunks = self.rows[column].chunks
+        return [chunks[row // BATCH_ROWS][row % BATCH_ROWS].as_py() for row in rows.tolist()]
 
 
 def term_columns(scoring: Scoring, hubness: str, modalities: Sequence[str]) -> list[str]:
@@ -85,9 +140,7 @@ def term_columns(scoring: Scoring, hubness: str, modalities: Sequence[str]) -> l
     return [] if scoring.spectrum is None else [ANY_QUERY]
 
 
-def candidate_rows(
-    embeddings: NDArray[np.float32], modality: str, scoring: Scoring, columns: Sequence[str], banks: Banks
-) -> NDArray[np.float32]:
+def candidate_rows(embeddings: Array, modality: str, scoring: Scoring, columns: Sequence[str], banks: Banks) -> Array:
     """Embeddings of candidates (n, k) and their terms, float32 (n, k + len(columns)).
 
     Args:
@@ -103,23 +156,21 @@ def candidate_rows(
     return np.concatenate([embeddings, *(term[:, np.newaxis] for term in terms)], axis=1, dtype=np.float32)
 
 
-def query_rows(
-    embeddings: NDArray[np.float32], shares: Mapping[str, float], columns: Sequence[str]
-) -> NDArray[np.float32]:
+def query_rows(embeddings: Array, shares: Mapping[str, float], columns: Sequence[str]) -> Array:
     """Embeddings of queries (n, k), and behind them how much of a query is of each modality, (n, k + len(columns))."""
     tail = np.array([1.0 if name == ANY_QUERY else shares.get(name, 0.0) for name in columns], np.float32)
     return np.concatenate([embeddings, np.tile(tail, (len(embeddings), 1))], axis=1, dtype=np.float32)
 
 
-def index_entry(dataset: Dataset, modality: str, hubness: str) -> dict[str, Any]:
-    """What index.json says of a modality's index, as it would be built from the embeddings of now."""
+def made_of(dataset: Dataset, modality: str, hubness: str) -> dict[str, Any]:
+    """What a modality's index is made of, as the embeddings are now: the part of its entry that says whether it
+    fits."""
     files = dataset.below(f"embeddings/{modality}")
     names = list(dataset.modalities("project"))
     # With CSLS, a row depends on what may be asked too.
     sources = files if hubness == "none" else dataset.below("embeddings")
     return {
         "file": index_path(modality),
-        "kind": "Flat",
         "metric": "inner_product",
         "rows": sum(file.rows or 0 for file in files.values()),
         "space": asdict(dataset.modalities("project")[modality]),
@@ -134,69 +185,108 @@ def scoring_of(dataset: Dataset) -> Scoring:
     return Scoring.from_json(dataset.stage("fit").summary.get("spectrum"))
 
 
-def blocks(dataset: Dataset, modality: str, entry: Mapping[str, Any]) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """The rows of a modality's index, file by file of its embeddings: the path and float32 (n, k + terms).
+def blocks(dataset: Dataset, modality: str, terms: Sequence[str]) -> Iterator[tuple[str, pa.Table, Array]]:
+    """The rows of a modality's index, file by file of its embeddings: the path, the table, and float32 (n, k + terms).
 
     Raises:
         DatasetError: an embeddings file is missing or changed.
     """
     scoring = scoring_of(dataset)
-    banks = {name: bank_of(dataset, name) for name in entry["terms"] if name not in (ANY_QUERY, modality)}
+    banks = {name: bank_of(dataset, name) for name in terms if name not in (ANY_QUERY, modality)}
     for path, table in dataset.tables(f"embeddings/{modality}"):
-        vectors = vectors_from_arrow(table["embedding"])
-        yield path, candidate_rows(vectors, modality, scoring, entry["terms"], banks)
-
-
-def build_modality(dataset: Dataset, modality: str, hubness: str) -> tuple[bytes, dict[str, Any]]:
-    """The index over embeddings/<modality> and its entry for index.json.
-
-    Raises:
-        DatasetError: an embeddings file is missing or changed.
-    """
-    entry = index_entry(dataset, modality, hubness)
-    rows = (vectors for _, vectors in blocks(dataset, modality, entry))
-    return build_index(rows, entry["space"]["dim"] + len(entry["terms"])), entry
-
-
-@dataclass(frozen=True)
-class WriteIndex:
-    """Builds and writes the index of a modality; a picklable value, called with the modality's name."""
-
-    dataset: Dataset
-    hubness: str
-
-    def __call__(self, modality: str) -> None:
-        data, entry = build_modality(self.dataset, modality, self.hubness)
-        write_bytes(self.dataset.root / entry["file"], data)
+        yield path, table, candidate_rows(vectors_from_arrow(table["embedding"]), modality, scoring, terms, banks)
 
 
 def entry_of(dataset: Dataset, modality: str) -> dict[str, Any]:
-    """What index.json says of a modality's index."""
-    entry: dict[str, Any] = json.loads(dataset.read(ENTRIES))[modality]
-    return entry
+    """What index.json says of a modality's index.
+
+    Raises:
+        UsageError: indexing has not been done, or not for this modality.
+    """
+    dataset.stage("index")
+    entries: dict[str, dict[str, Any]] = json.loads(dataset.read(ENTRIES))
+    if modality not in entries:
+        raise UsageError(
+            f"there is no index of {modality} in {dataset.root}, but of {', '.join(entries) or 'nothing'}: "
+            "run `mmembed index`"
+        )
+    return entries[modality]
 
 
-def open_modality(dataset: Dataset, modality: str) -> Any:
-    """The faiss.IndexFlatIP over embeddings/<modality>.
+def open_modality(dataset: Dataset, modality: str) -> Index:
+    """The index over embeddings/<modality>, mapped into memory.
+
+    Every file is compared with its checksum in the manifest first: FAISS trusts the sizes that it reads, so that a
+    damaged or forged file can crash the process or run code in it.
 
     Raises:
         UsageError: indexing has not been done, or not for this modality.
         DatasetError: a file is damaged, or the index was built from other embeddings than those of now.
         SpaceError: the index is of another space than the embeddings.
     """
-    dataset.stage("index")
-    entries = json.loads(dataset.read(ENTRIES))
-    if modality not in entries:
-        raise UsageError(
-            f"there is no index of {modality} in {dataset.root}, but of {', '.join(entries) or 'nothing'}: "
-            "run `mmembed index`"
-        )
+    entry = entry_of(dataset, modality)
+    path = dataset.root / index_path(modality)
     space = dataset.modalities("project")[modality]
-    space.check(Space(**entries[modality]["space"]), f"{dataset.root / index_path(modality)}")
-    now = index_entry(dataset, modality, entries[modality].get("hubness", "none"))
-    if entries[modality] != now:
+    space.check(Space(**entry["space"]), str(path))
+    now = made_of(dataset, modality, entry["hubness"])
+    if {key: entry.get(key) for key in now} != now:
+        raise DatasetError(f"{path} was built from other embeddings than those of now: run `mmembed index`")
+    rows = pa.ipc.open_file(pa.py_buffer(_mapped(dataset, rows_path(modality)))).read_all()
+    kind, vectors = Kind(entry["kind"]), None
+    dim = space.dim + len(entry["terms"])
+    if not kind.is_exact:
+        vectors = _vectors(_mapped(dataset, vectors_path(modality)), str(dataset.root / vectors_path(modality)))
+        _check_size(vectors.shape, (entry["rows"], dim), str(dataset.root / vectors_path(modality)))
+    index = _read_faiss(dataset, modality)
+    width = kind.width(dim + bool(entry["radius"]))
+    _check_size((index.ntotal, index.d), (entry["rows"], width), str(path))
+    _check_size((rows.num_rows,), (entry["rows"],), str(dataset.root / rows_path(modality)))
+    return Index(index, vectors, rows, entry)
+
+
+def _mapped(dataset: Dataset, path: str) -> mmap.mmap | bytes:
+    """A file of the data set, mapped into memory and compared with its checksum."""
+    known = dataset.files.get(path)
+    try:
+        with (dataset.root / path).open("rb") as file:
+            size = file.seek(0, 2)
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+    except OSError as error:
+        raise DatasetError(f"can't read {dataset.root / path} ({error.strerror}): run `mmembed index`") from error
+    if known is None or hashlib.sha256(content).hexdigest() != known.sha256:
         raise DatasetError(
-            f"{dataset.root / index_path(modality)} was built from other embeddings than those of now: "
-            "run `mmembed index`"
+            f"{dataset.root / path} is not the file that dataset.json names (its checksum differs): delete it and run "
+            "`mmembed index`"
         )
-    return open_index(dataset.read(now["file"]), space.dim + len(now["terms"]), now["rows"])
+    return content
+
+
+def _vectors(content: mmap.mmap | bytes, path: str) -> Array:
+    """The matrix of a .npy file that is mapped into memory."""
+    import io
+
+    try:
+        head = io.BytesIO(content[:1024])
+        np.lib.format.read_magic(head)
+        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
+        if is_fortran or dtype != np.float32 or len(shape) != 2:
+            raise ValueError(f"it holds {dtype} {shape}")
+        return np.frombuffer(content, np.float32, offset=head.tell()).reshape(shape)
+    except ValueError as error:
+        raise DatasetError(f"{path} is no matrix of float32 ({error}): run `mmembed index`") from error
+
+
+def _read_faiss(dataset: Dataset, modality: str) -> Any:
+    import faiss
+
+    path = dataset.root / index_path(modality)
+    _mapped(dataset, index_path(modality))
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise DatasetError(f"{path} is no index that FAISS can read ({error}): run `mmembed index`") from error
+
+
+def _check_size(found: tuple[int, ...], expected: tuple[int, ...], path: str) -> None:
+    if tuple(found) != tuple(expected):
+        raise DatasetError(f"{path} holds {found} values, but the embeddings {expected}: run `mmembed index`")

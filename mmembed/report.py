@@ -99,6 +99,24 @@ def decisions(fit: Mapping[str, Any]) -> list[str]:
     return [*lines, fit["decision"]] if "decision" in fit else lines
 
 
+def index_line(modality: str, entry: Mapping[str, Any]) -> str:
+    """What an index is, and what was measured of it, in a line."""
+    asked, found = entry["asked"], ", ".join(f"{value:.3f} by {name}" for name, value in entry["recall"].items())
+    recall = f"recall@10 {found} ({entry['split']} queries)" if found else "exact"
+    late = asked["milliseconds"] and entry["milliseconds"] > asked["milliseconds"]
+    slow = f", more than the {asked['milliseconds']:g} ms asked for, on this machine now" if late else ""
+    return (
+        f"{modality} {entry['kind']}, {entry['bytes'] / 1e6:,.1f} MB, {recall}, "
+        f"{entry['milliseconds']:.2g} ms a query{slow}"
+    )
+
+
+def drift_line(modality: str, entry: Mapping[str, Any]) -> str:
+    """How an index has drifted from the rows that it was trained on."""
+    falls = ", ".join(f"{before:.3f} to {now:.3f} by {name}" for name, (before, now) in entry["drift"].items())
+    return f"DRIFT: recall@10 of {modality} has fallen from {falls} since the index was trained: training it again"
+
+
 def leavings(dataset: Dataset) -> list[str]:
     """What was left out on purpose, by kind and rule, each with one example; a line each."""
     counts: Counter[str] = Counter()

@@ -1,69 +1,138 @@
-"""Search: a text, a picture, a sound or a record of the data set in; the nearest segments of any modality out."""
+"""Search: texts, pictures, sounds or records of the data set in; the nearest segments of any modality out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 import mmembed.config
 from mmembed.dataset import Dataset
 from mmembed.encoders import Encoder
-from mmembed.errors import DatasetError, SpaceError, UsageError
-from mmembed.index import entry_of, open_modality, query_rows, scoring_of
-from mmembed.linear import LinearMap
+from mmembed.errors import SpaceError, UsageError
+from mmembed.filters import Filter, kept_by
+from mmembed.index import Index, open_modality, query_rows, scoring_of
+from mmembed.inputs import Source, open_source
+from mmembed.linear import LinearMap, Scoring, normalize_rows
 from mmembed.modalities import Modality
-from mmembed.shards import read_table
 from mmembed.steps import encode_segments, normalize_segments, segment_records
-from mmembed.tables import vectors_from_arrow
-from mmembed.types import Batch, Media, Neighbour, Record, Space
+from mmembed.types import Batch, Media, Neighbour, Record, Space, Unit
 
 ANY = "any"
 """In place of a target modality: all of them."""
 
+BEST, ALL = "best", "all"
+"""Which segments of a record are answers: the best of each modality, or all."""
 
-@dataclass(frozen=True)
-class Query:
-    """What is looked for: what resembles a medium, or what resembles a record of the data set.
+SAME = 0.99
+"""Inner product of two embeddings, as unit vectors, from which on they are near duplicates."""
+
+_ID, _VECTOR = "id", "vector"
+_FILTERS_KEPT = 32
+_GROWTH = 4  # how many times more is asked for where too much of what was found can't be an answer
+
+Vector = NDArray[np.float32]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Clause:
+    """One of the things that a query asks with.
 
     Attributes:
-        media: one medium by its modality; empty where the query is a record.
-        id: of the record; None where the query is a medium.
+        kind: a modality, "id" or "vector".
+        value: a medium, the id of a record of the data set, or an embedding, float32 (k,).
+        weight: of its embedding in the query's; negative for what is not wanted.
     """
 
-    media: Mapping[str, Media] = field(default_factory=dict)
-    id: str | None = None
+    kind: str
+    value: Media | str | Vector
+    weight: float = 1.0
 
-    def __post_init__(self) -> None:
-        given = [*self.media, *(["id"] if self.id is not None else [])]
-        if len(given) != 1:
-            raise UsageError(
-                f"a query is exactly one of text, image, audio and id, not {' and '.join(given) or 'none of them'}"
-            )
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """What is looked for: what resembles media, records of the data set, embeddings, or several of them together.
+
+    Queries can be added and weighted: `Query.of(image="street.jpg") + 0.5 * Query.of(text="at night")`; what is
+    subtracted is not wanted.
+    """
+
+    clauses: tuple[Clause, ...]
 
     @classmethod
     def of(
-        cls, *, text: str | None = None, image: Path | None = None, audio: Path | None = None, id: str | None = None
+        cls,
+        *,
+        text: str | None = None,
+        image: Path | str | bytes | None = None,
+        audio: Path | str | bytes | None = None,
+        id: str | None = None,
+        vector: Vector | None = None,
     ) -> Query:
-        """The query that is given; the others are None.
+        """The query of all that is given, with equal weights.
+
+        Args:
+            image, audio: the path of a file, or its content.
+            id: of a record of the data set; it is not among its own answers.
+            vector: an embedding of the data set's space, (k,).
 
         Raises:
-            UsageError: none is given, or several are.
+            UsageError: nothing is given.
         """
-        media = {
+        given = {
             "text": None if text is None else Media(content=text),
-            "image": None if image is None else Media(path=str(Path(image))),
-            "audio": None if audio is None else Media(path=str(Path(audio))),
+            "image": _file(image),
+            "audio": _file(audio),
+            _ID: id,
+            _VECTOR: vector,
         }
-        return cls({name: value for name, value in media.items() if value is not None}, id)
+        clauses = tuple(Clause(kind, value) for kind, value in given.items() if value is not None)
+        if not clauses:
+            raise UsageError("a query needs a text, an image, an audio, an id or a vector")
+        return cls(clauses)
+
+    def __add__(self, other: Query) -> Query:
+        return Query((*self.clauses, *other.clauses))
+
+    def __sub__(self, other: Query) -> Query:
+        return self + -other
+
+    def __neg__(self) -> Query:
+        return -1 * self
+
+    def __mul__(self, weight: float) -> Query:
+        return Query(tuple(replace(clause, weight=weight * clause.weight) for clause in self.clauses))
+
+    __rmul__ = __mul__
+
+    @property
+    def ids(self) -> list[str]:
+        """Of the records that it asks with."""
+        return [str(clause.value) for clause in self.clauses if clause.kind == _ID]
+
+    def medium(self) -> tuple[str, Media]:
+        """The modality and the medium of a query that is one medium.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        if len(self.clauses) == 1 and isinstance(self.clauses[0].value, Media):
+            return self.clauses[0].kind, self.clauses[0].value
+        raise UsageError("this takes a query that is one text, image or audio")
+
+
+def _file(value: Path | str | bytes | None) -> Media | None:
+    if value is None:
+        return None
+    return Media(content=value) if isinstance(value, bytes) else Media(path=str(Path(value)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,16 +141,17 @@ class Embedded:
 
     Attributes:
         vector: float32 (k,).
-        shares: how much of it is of each modality, 1 in all.
+        shares: how much of it is of each modality, 1 in all; less where it is of vectors.
     """
 
-    vector: NDArray[np.float32]
+    vector: Vector
     shares: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Searcher:
-    """Answers queries about one data set; an index is opened at its first use and kept.
+    """Answers queries about one data set. Indexes, maps and models are opened at their first use and kept; several
+    threads may ask at once.
 
     Attributes:
         encoders: by modality, how a query becomes a feature; they must be those that the data set was made with.
@@ -91,7 +161,8 @@ class Searcher:
     dataset: Dataset
     encoders: Mapping[str, tuple[Modality, Encoder]]
     config: mmembed.config.Config = mmembed.config.Config()
-    _indexes: dict[str, tuple[Any, list[str]]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _kept: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _lock: Any = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     @classmethod
     def open(cls, root: Path) -> Searcher:
@@ -101,11 +172,25 @@ class Searcher:
             UsageError: there is no data set, or its configuration names an encoder that can't be had.
             DatasetError: its manifest is damaged.
         """
-        dataset = Dataset.open(root)
+        dataset = Dataset.open(Path(root))
         config = mmembed.config.from_json(mmembed.config.Config(), dict(dataset.config))
         return cls(dataset, mmembed.config.Parts(config.extract), config)
 
-    def search(self, query: Query, to: str = ANY, k: int = 10) -> list[Neighbour]:
+    def search(
+        self,
+        query: Query | None = None,
+        to: str = ANY,
+        k: int = 10,
+        *,
+        text: str | None = None,
+        image: Path | str | bytes | None = None,
+        audio: Path | str | bytes | None = None,
+        id: str | None = None,
+        vector: Vector | None = None,
+        filter: Filter = "",
+        segments: str = BEST,
+        fold: bool = False,
+    ) -> list[Neighbour]:
         """The k segments nearest to a query, best first; fewer where there are fewer.
 
         Scores are exact inner products, with the candidate's own term where the data set has one. With to="any" those
@@ -113,20 +198,80 @@ class Searcher:
         fitting ones of another (the "modality gap"), so ask for one modality to see its best.
 
         Args:
-            to: the modality of the answers, or "any". A record that is the query is not among its own answers.
+            query: or the parts of one: text, image, audio, id, vector, as of `Query.of`.
+            to: the modality of the answers, or "any". A record that is asked with is not among its own answers.
+            filter: an SQL condition over the metadata, or an expression of pyarrow, see `mmembed.filters`.
+            segments: "best": of each record's segments of a modality, the best alone; "all".
+            fold: answers that are nearly the same as a better one (see SAME) are named there as its twins.
 
         Raises:
-            UsageError: k, the modality or the id is unknown or out of range, the query can't be read or decoded, or a
-                stage that is needed has not been run.
+            UsageError: k, the modality, the filter or the id is unknown or out of range, the query can't be read or
+                decoded, or a stage that is needed has not been run.
             DatasetError: a file of the data set is damaged, or its index is not of its embeddings.
         """
+        parts = {"text": text, "image": image, "audio": audio, "id": id, "vector": vector}
+        if query is None or any(part is not None for part in parts.values()):
+            given = Query.of(text=text, image=image, audio=audio, id=id, vector=vector)
+            query = given if query is None else query + given
+        return self.search_many([query], to, k, filter=filter, segments=segments, fold=fold)[0]
+
+    def search_many(
+        self,
+        queries: Sequence[Query],
+        to: str = ANY,
+        k: int = 10,
+        *,
+        filter: Filter = "",
+        segments: str = BEST,
+        fold: bool = False,
+    ) -> list[list[Neighbour]]:
+        """The answers to several queries, which are searched together; as of `search`."""
         if k < 1:
             raise UsageError(f"k = {k}: must be at least 1")
+        if segments not in (BEST, ALL):
+            raise UsageError(f"segments = {segments!r}: must be {BEST} or {ALL}")
         targets = self._targets(to)
-        own = {} if query.id is None else self._rows_of(query.id)
-        asked = self._of_record(own) if own else self.embed(query)
-        hits = [hit for modality in targets for hit in self._hits(asked, modality, own.get(modality, []), k)]
-        return self._neighbours(sorted(hits, key=lambda hit: (-hit[0], *hit[1:]))[:k])
+        asked = [self.embed(query) for query in queries]
+        without = [set(query.ids) for query in queries]
+        hits: list[list[_Hit]] = [[] for _ in queries]
+        for modality in targets if queries else []:
+            index = self.index(modality)
+            wanted = _Wanted(k, self._filter(filter, modality), segments, fold)
+            rows = np.concatenate([query_rows(one.vector[np.newaxis], one.shares, index.columns) for one in asked])
+            for found, more in zip(hits, wanted.best(index, modality, rows, without)):
+                found += more
+        kinds = self.dataset.stage("project").summary["kinds"]
+        return [
+            [hit.neighbour(rank, kinds) for rank, hit in enumerate(sorted(found, key=_Hit.order)[:k], 1)]
+            for found in hits
+        ]
+
+    @property
+    def targets(self) -> list[str]:
+        """The modalities that answers can be of."""
+        segments: Mapping[str, int] = self.dataset.stage("project").summary["segments"]
+        return [modality for modality, count in segments.items() if count]
+
+    @property
+    def askable(self) -> list[str]:
+        """The modalities that queries can be of."""
+        return [name for name in self.dataset.modalities("fit") if name in self.dataset.modalities("extract")]
+
+    def index(self, modality: str) -> Index:
+        """The index of a modality, opened at its first use.
+
+        Raises: as of `mmembed.index.open_modality`.
+        """
+        return self._keep(("index", modality), lambda: open_modality(self.dataset, modality))
+
+    def _keep(self, key: Any, make: Callable[[], T]) -> T:
+        """What was made at the first use."""
+        if key not in self._kept:
+            with self._lock:
+                if key not in self._kept:
+                    self._kept[key] = make()
+        found: T = self._kept[key]
+        return found
 
     @property
     def _space(self) -> Space:
@@ -139,41 +284,66 @@ class Searcher:
             first.check(space, f"embeddings/{modality}")
         return first
 
+    @cached_property
+    def _scoring(self) -> Scoring:
+        return scoring_of(self.dataset)
+
     def _targets(self, to: str) -> list[str]:
-        segments: Mapping[str, int] = self.dataset.stage("project").summary["segments"]
-        known = [modality for modality, count in segments.items() if count]
+        _ = self._space
+        known = self.targets
         if to not in (ANY, *known):
             raise UsageError(f"{self.dataset.root} has no embeddings of {to!r}: ask for {', '.join([*known, ANY])}")
         return known if to == ANY else [to]
 
     def embed(self, query: Query) -> Embedded:
-        """The embedding of a query that is a medium: the mean over its segments.
+        """The embedding of a query: the weighted mean over its clauses, those of media and records the means over their
+        segments.
 
         Raises:
-            UsageError: it can't be read, decoded or mapped.
+            UsageError: a medium can't be read, decoded or mapped, an id is unknown, a vector is of another space, or
+            the
+                clauses cancel each other out.
         """
-        ((modality, media),) = query.media.items()
-        linear_map = self.map_of(modality)
-        embeddings = linear_map.apply(self._features(modality, media), self.encoders[modality][1].space)
-        return Embedded(self._mean(embeddings), {modality: 1.0})
+        embedded = [self._embed(clause) for clause in query.clauses]
+        if len(embedded) == 1 and query.clauses[0].weight == 1:
+            return embedded[0]
+        weights = np.array([clause.weight for clause in query.clauses], np.float32)
+        total = np.abs(weights).sum()
+        vector = weights @ np.stack([one.vector for one in embedded]) / max(float(total), 1e-12)
+        if not np.isfinite(vector).all() or np.linalg.norm(vector) < 1e-6:
+            raise UsageError("the parts of the query cancel each other out: change their weights")
+        shares: dict[str, float] = {}
+        for one, weight in zip(embedded, np.abs(weights) / total):
+            for name, share in one.shares.items():
+                shares[name] = shares.get(name, 0.0) + float(weight) * share
+        return Embedded(self._scoring.embeddings(vector[np.newaxis].astype(np.float32))[0], shares)
 
-    def unit_of(self, id: str) -> int:
-        """The number of the unit that a record was extracted in.
-
-        Raises:
-            UsageError: nothing of such a record was embedded.
-        """
-        modality, (row, *_) = next(iter(self._rows_of(id).items()))
-        ends = np.cumsum([file.rows or 0 for file in self.dataset.below(f"embeddings/{modality}").values()])
-        return int(np.searchsorted(ends, row, side="right"))
+    def _embed(self, clause: Clause) -> Embedded:
+        if isinstance(clause.value, Media):
+            linear_map = self.map_of(clause.kind)
+            features = self._features(clause.kind, clause.value)
+            embeddings = linear_map.apply(features, self.encoders[clause.kind][1].space)
+            return Embedded(self._mean(embeddings), {clause.kind: 1.0})
+        if isinstance(clause.value, str):
+            return self._of_record(clause.value)
+        vector = np.asarray(clause.value, np.float32)
+        if vector.shape != (self._space.dim,) or not np.isfinite(vector).all() or not vector.any():
+            raise UsageError(
+                f"the vector of a query must be {self._space.dim} finite values of space {self._space}, not of shape "
+                f"{vector.shape}"
+            )
+        return Embedded(self._scoring.embeddings(vector[np.newaxis])[0], {})
 
     def map_of(self, modality: str) -> LinearMap:
-        """The map of a modality, checked against its encoder and the embeddings.
+        """The map of a modality, checked against its encoder and the embeddings; read at its first use.
 
         Raises:
             UsageError: there is none.
             SpaceError: it is of another space than the encoder or the embeddings.
         """
+        return self._keep(("map", modality), lambda: self._map_of(modality))
+
+    def _map_of(self, modality: str) -> LinearMap:
         extracted, mapped = self.dataset.modalities("extract"), self.dataset.modalities("fit")
         if modality not in extracted or modality not in mapped:
             raise UsageError(f"{self.dataset.root} has no map of {modality} queries: ask with {', '.join(mapped)}")
@@ -195,11 +365,12 @@ class Searcher:
             moved = f"{self.dataset.root} was made with it: where it was moved, run its build with the new path"
             raise UsageError(f"{error}; {moved}") from error
 
-    def _features(self, modality: str, media: Media) -> NDArray[np.float32]:
+    def _features(self, modality: str, media: Media) -> Vector:
         """Features (segments, d) of a medium, by the very steps that made the data set's."""
         cut, encoder = self.encoders[modality]
-        encoder.setup()
-        features: list[NDArray[np.float32]] = []
+        with self._lock:
+            encoder.setup()
+        features: list[Vector] = []
         for batch in segment_records(Batch((Record("query", {modality: (media,)}),)), {modality: cut}):
             encoded = encode_segments(normalize_segments(batch, {modality: cut}), {modality: encoder})
             if reasons := [f.message for f in encoded.failures] + [d.reason for d in encoded.dropped]:
@@ -208,105 +379,172 @@ class Searcher:
                 features += [segment.data for segment in encoded.items]
         return np.stack(features)
 
-    def _of_record(self, rows: Mapping[str, Sequence[int]]) -> Embedded:
+    def _of_record(self, id: str) -> Embedded:
         """The embedding of a record: the mean over its modalities of the means over their segments."""
-        tables = [self._table(modality, numbers) for modality, numbers in rows.items()]
-        means = np.stack([self._mean(vectors_from_arrow(table["embedding"])) for table in tables])
-        return Embedded(self._mean(means), dict.fromkeys(rows, 1 / len(rows)))
+        rows = self._rows_of(id)
+        means = [self._mean(self.index(name).vectors_of(found)[:, : self._space.dim]) for name, found in rows.items()]
+        return Embedded(self._mean(np.stack(means)), dict.fromkeys(rows, 1 / len(rows)))
 
-    def _mean(self, embeddings: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _mean(self, embeddings: Vector) -> Vector:
         """The mean (k,) of embeddings (n, k), as an embedding."""
-        mean: NDArray[np.float32] = scoring_of(self.dataset).means(embeddings, np.zeros(1, np.int64))[0]
+        mean: Vector = self._scoring.means(embeddings, np.zeros(1, np.int64))[0]
         return mean
 
-    def _rows_of(self, id: str) -> dict[str, list[int]]:
-        """Row numbers of a record's segments by modality. Only id columns are read, and unchecked: what is used of the
-        rows found is read again, checked."""
-        found, part = {}, ""
-        for modality in self._targets(ANY):
-            start = 0
-            for path, file in self.dataset.below(f"embeddings/{modality}").items():
-                # A record lies in the part of one number in all modalities: once found, no other needs a look.
-                if path.endswith(part) and (rows := _positions(self.dataset.root / path, id)):
-                    found[modality] = [start + row for row in rows]
-                    part = path.rsplit("/", 1)[1]
-                    break
-                start += file.rows or 0
-        if not found:
+    def _rows_of(self, id: str) -> dict[str, NDArray[np.int64]]:
+        """Row numbers of a record's segments by modality."""
+        found = {name: self.index(name).rows_of(id) for name in self._targets(ANY)}
+        if not any(map(len, found.values())):
             raise UsageError(f"{self.dataset.root} has no embeddings of a record with the id {id!r}")
-        return found
+        return {name: rows for name, rows in found.items() if len(rows)}
 
-    def _hits(self, asked: Embedded, modality: str, without: Sequence[int], k: int) -> list[tuple[float, str, int]]:
-        """(score, modality, row) of the k best rows, ties by row number, without some rows."""
-        self.dataset.modalities("project")[modality].check(self._space, "the query")
-        if modality not in self._indexes:
-            self._indexes[modality] = (
-                open_modality(self.dataset, modality),
-                entry_of(self.dataset, modality)["terms"],
-            )
-        index, columns = self._indexes[modality]
-        query = query_rows(asked.vector[np.newaxis], asked.shares, columns)
-        needed = min(k + len(without), index.ntotal)
-        if needed == 0:
-            return []
-        fetched = needed
-        while True:
-            # FAISS keeps any of the rows that tie for the last place: ask for more until the tie is seen whole.
-            fetched = min(2 * fetched, index.ntotal)
-            scores, rows = (found[0] for found in index.search(query, fetched))
-            if fetched == index.ntotal or scores[-1] < scores[needed - 1]:
-                break
-        best = [i for i in np.lexsort((rows, -scores)) if rows[i] not in without][:k]
-        return [(float(scores[i]), modality, int(rows[i])) for i in best]
+    def _filter(self, condition: Filter, modality: str) -> NDArray[np.bool_] | None:
+        """Which rows of an index a filter keeps; those of the last filters are remembered."""
+        if isinstance(condition, str) and not condition.strip():
+            return None
+        key = ("filter", modality, str(condition))
+        with self._lock:
+            if key not in self._kept:
+                known = [old for old in self._kept if old[0] == "filter"]
+                for old in known[: len(known) - _FILTERS_KEPT + 1]:
+                    del self._kept[old]
+                self._kept[key] = kept_by(condition, self.index(modality).rows)
+            kept: NDArray[np.bool_] = self._kept[key]
+        return kept
 
-    def _neighbours(self, hits: Sequence[tuple[float, str, int]]) -> list[Neighbour]:
-        """Hits with what their rows say."""
-        numbers: dict[str, list[int]] = {}
-        for _, modality, row in hits:
-            numbers.setdefault(modality, []).append(row)
-        rows = {
-            (modality, row): values
-            for modality, wanted in numbers.items()
-            for row, values in zip(
-                wanted, self._table(modality, wanted).drop_columns(["embedding"]).to_pylist(), strict=True
-            )
+    def record(self, id: str) -> Record:
+        """A record as the input holds it; the unit that held it at the build is looked into first.
+
+        Raises:
+            UsageError: nothing of such a record was embedded, or it is no longer in the input.
+        """
+        source, units = self._input
+        modality, rows = next(iter(self._rows_of(id).items()))
+        ends = np.cumsum([file.rows or 0 for file in self.dataset.below(f"embeddings/{modality}").values()])
+        known = int(np.searchsorted(ends, rows[0], side="right"))
+        for unit in sorted(units, key=lambda unit: unit.number != known):
+            for record in source.read(unit)[0]:
+                if record.id == id:
+                    return record
+        raise UsageError(f"the record {id!r} is no longer in {self.dataset.input}: its media are needed")
+
+    @cached_property
+    def _input(self) -> tuple[Source, list[Unit]]:
+        config = self.config.extract
+        source = open_source(self.dataset.input, config.choice)
+        return source, source.units(config.unit_records)
+
+    def media(self, id: str, modality: str, name: str = "") -> Media:
+        """A medium of a record of the data set, to be opened: nothing else can be asked for.
+
+        Args:
+            name: what an answer has as `media`, which tells several media of a record apart.
+
+        Raises:
+            UsageError: there is no such record, or no such medium of it.
+        """
+        media = self.record(id).media.get(modality, ())
+        found = [medium for medium in media if name in ("", medium.name)] or media[:1]
+        if not found:
+            raise UsageError(f"the record {id!r} has no {modality}")
+        return found[0]
+
+
+@dataclass(frozen=True, eq=False)
+class _Hit:
+    """A row of an index that is an answer, and the ids of those that are nearly the same."""
+
+    score: float
+    modality: str
+    row: int
+    index: Index
+    twins: tuple[str, ...] = ()
+
+    def order(self) -> tuple[float, str, int]:
+        """Best first, ties by modality and row."""
+        return -self.score, self.modality, self.row
+
+    def neighbour(self, rank: int, kinds: Mapping[str, str]) -> Neighbour:
+        """With what its row says."""
+        row = self.index.row(self.row)
+        # The column holds every key of the data set: those that the record lacks are null. Mixed values are JSON text.
+        metadata = {
+            key: json.loads(value) if kinds.get(key) == "json" else value
+            for key, value in (row.get("metadata") or {}).items()
+            if value is not None
         }
-        kinds = self.dataset.stage("project").summary["kinds"]
-        return [
-            _neighbour(rank, score, modality, rows[modality, row], kinds)
-            for rank, (score, modality, row) in enumerate(hits, 1)
-        ]
-
-    def _table(self, modality: str, rows: Sequence[int]) -> pa.Table:
-        """Rows (at least one) of embeddings/<modality>, in the order given; only the files that hold them are read."""
-        files = self.dataset.below(f"embeddings/{modality}")
-        paths, starts = list(files), np.cumsum([0, *(file.rows or 0 for file in files.values())])
-        ascending = np.sort(rows)
-        owners = np.searchsorted(starts, ascending, side="right") - 1
-        parts = [
-            read_table(self.dataset.read(paths[owner])).take(pa.array(ascending[owners == owner] - starts[owner]))
-            for owner in np.unique(owners)
-        ]
-        return pa.concat_tables(parts).take(pa.array(np.searchsorted(ascending, rows)))
+        span = tuple(row["span"])
+        return Neighbour(
+            rank, self.score, self.modality, row["id"], row["segment"], span, row["media"], metadata, self.twins
+        )
 
 
-def _positions(path: Path, id: str) -> list[int]:
-    """The rows of an embeddings file that are of a record."""
-    try:
-        with pq.ParquetFile(path) as file:
-            ids = file.read(["id"], use_threads=False)["id"]
-    except (OSError, pa.ArrowException) as error:
-        raise DatasetError(f"can't read {path} ({error}): build the data set again") from error
-    # As bytes: what is no UTF-8 on the command line arrives with halves of surrogate pairs, and equals no id.
-    same = pc.equal(ids.cast(pa.binary()), id.encode("utf-8", "surrogatepass"))
-    return [int(row) for row in np.flatnonzero(same.to_numpy())]
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What of the rows that an index finds is an answer.
+
+    Attributes:
+        k: how many answers.
+        kept: rows that a filter keeps, bool (n,).
+        segments: "best" or "all".
+        fold: whether near duplicates are folded.
+    """
+
+    k: int
+    kept: NDArray[np.bool_] | None
+    segments: str
+    fold: bool
+
+    def best(self, index: Index, modality: str, queries: Vector, without: Sequence[set[str]]) -> list[list[_Hit]]:
+        """The k best hits for each query; more rows are looked at until there are so many, or no more rows.
+
+        Args:
+            queries: float32 (q, k + terms), see `mmembed.index.query_rows`.
+            without: for each, ids whose rows are no answers.
+        """
+        answers: list[list[_Hit]] = [[] for _ in without]
+        waiting = list(range(len(without))) if len(index) else []
+        asked = self.k if self.segments == ALL and not self.fold and not any(without) else 2 * self.k
+        while waiting:
+            asked = min(asked, len(index))
+            scores, found = index.search(queries[waiting], asked, self.kept)
+            for number, place in enumerate(waiting):
+                answers[place] = self._answers(index, modality, scores[number], found[number], without[place])
+            waiting = [
+                place
+                for number, place in enumerate(waiting)
+                if len(answers[place]) < self.k and (found[number] >= 0).all()
+            ]
+            if asked == len(index):
+                break
+            asked *= _GROWTH
+        return [hits[: self.k] for hits in answers]
+
+    def _answers(
+        self, index: Index, modality: str, scores: Vector, found: NDArray[np.int64], without: set[str]
+    ) -> list[_Hit]:
+        scores, found = scores[found >= 0], found[found >= 0]
+        hits = [_Hit(score, modality, row, index) for score, row in zip(scores.tolist(), found.tolist())]
+        if self.segments == BEST or without:
+            seen, left = set(without), []
+            for hit, id in zip(hits, index.values("id", found)):
+                if id not in seen:
+                    left.append(hit)
+                if self.segments == BEST:
+                    seen.add(id)
+            hits = left
+        return _folded(index, hits) if self.fold and hits else hits
 
 
-def _neighbour(rank: int, score: float, modality: str, row: Mapping[str, Any], kinds: Mapping[str, str]) -> Neighbour:
-    # The column holds every key of the data set: those that the record lacks are null. Mixed values are JSON text.
-    metadata = {
-        key: json.loads(value) if kinds.get(key) == "json" else value
-        for key, value in (row.get("metadata") or {}).items()
-        if value is not None
-    }
-    return Neighbour(rank, score, modality, row["id"], row["segment"], tuple(row["span"]), row["media"], metadata)
+def _folded(index: Index, hits: Sequence[_Hit]) -> list[_Hit]:
+    """Hits that are not nearly the same as a better one, which has their ids."""
+    rows = np.array([hit.row for hit in hits])
+    vectors = normalize_rows(index.vectors_of(rows)[:, : index.entry["space"]["dim"]])
+    alike, ids = vectors @ vectors.T >= SAME, index.values("id", rows)
+    twins: dict[int, list[str]] = {}
+    for place in range(len(hits)):
+        first = next((better for better in twins if alike[place, better]), None)
+        if first is None:
+            twins[place] = []
+        else:
+            twins[first].append(ids[place])
+    return [replace(hits[place], twins=tuple(others)) for place, others in twins.items()]

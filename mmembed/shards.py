@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +26,37 @@ def shard_path(folder: str, number: int) -> str:
     return f"{folder}/part-{number:05d}.parquet"
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file that is never seen half-written: beside it, fsync, rename, fsync of the folder.
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file beside `path` to write into, which takes its place at the end: fsync, rename, fsync of the
+    folder. So `path` is never seen half-written.
 
     Two attempts at the same file may race: each has a temporary file of its own, and both carry the same bytes.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
+    temporary = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fchmod(file.fileno(), 0o644)  # mkstemp's 0600 would hide the data set from a colleague
-            os.fsync(file.fileno())
+        os.fchmod(descriptor, 0o644)  # mkstemp's 0600 would hide the data set from a colleague
+        yield temporary
+        os.fsync(descriptor)
         os.replace(temporary, path)
     except BaseException:
-        with suppress(FileNotFoundError):
-            os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+    finally:
+        os.close(descriptor)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file at once, as `replacing` does."""
+    with replacing(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
 
 
 def write_json(path: Path, value: Any) -> None:

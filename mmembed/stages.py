@@ -24,7 +24,7 @@ from mmembed.features import unit_files
 from mmembed.files import is_url
 from mmembed.progress import Counts, Progress
 from mmembed.project import GROUPS
-from mmembed.report import decisions, failures, ignored
+from mmembed.report import decisions, drift_line, failures, ignored, index_line
 from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
 from mmembed.splits import Groups, twins
 from mmembed.tables import merge_kinds
@@ -33,10 +33,12 @@ from mmembed.types import Unit
 if TYPE_CHECKING:
     import apache_beam as beam
 
+    from mmembed.indexing import Indexing
     from mmembed.project import ProjectUnit
 
 _MAX_BLOCKS, _BLOCK_UNITS = 8, 32  # of the fit: each block holds its own moments until all are merged
 _UNITS_A_PROCESS = 32  # starting a process costs as much as projecting so many units
+_INDEX_VALUES_A_PROCESS = 1 << 24  # and as indexing so many float32
 
 
 def say(line: str) -> None:
@@ -285,26 +287,51 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
 
 
 def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
-    """Embeddings to index/."""
-    from mmembed.index import VERSION, WriteIndex, index_entry
+    """Embeddings to index/.
+
+    Raises:
+        UsageError: no index can be had within the budget.
+    """
+    from mmembed.index import ENTRIES, VERSION
+    from mmembed.indexing import PARTS, Indexing
 
     names = list(dataset.modalities("project"))
     mark = fingerprint(VERSION, _checksums(dataset, "embeddings"), to_json(config.index))
     if dataset.is_done("index", mark):
         say("index: up to date")
         return dataset
+    work = Indexing(dataset, config.index)
+    work.check_budget()
     dataset = dataset.begin("index")
-    from mmembed.transforms import BuildIndex
-
-    _run("BuildIndex", names, BuildIndex(WriteIndex(dataset, config.index.hubness)), replace(engine, workers=1))
-    entries = {name: index_entry(dataset, name, config.index.hubness) for name in names}
-    write_json(dataset.root / "index" / "index.json", entries)
-    files = {f"index/{name}.faiss": entry["rows"] for name, entry in entries.items()} | {"index/index.json": None}
+    _build_index(work, names, engine)
+    entries = {name: work.entry(name) for name in names}
+    if drifted := [name for name in names if entries[name]["drift"]]:
+        for name in drifted:
+            say(f"index: {drift_line(name, entries[name])}")
+        again = replace(work, retrain=tuple(drifted))
+        _build_index(again, drifted, engine)
+        entries |= {name: again.entry(name) for name in drifted}
+    write_json(dataset.root / ENTRIES, entries)
+    files: dict[str, int | None] = {ENTRIES: None}
+    for name, entry in entries.items():
+        files |= work.files(entry, name)
     rows = {name: entry["rows"] for name, entry in entries.items()}
     did = f"index: {_counts(rows)} rows"
     dataset = _commit(dataset, config, "index", mark, files, {"rows": rows}, ("index",), did)
+    shutil.rmtree(dataset.root / PARTS, ignore_errors=True)
     say(did)
+    for name, entry in entries.items():
+        if entry["rows"]:
+            say(f"index: {index_line(name, entry)}")
     return dataset
+
+
+def _build_index(work: Indexing, names: Sequence[str], engine: Engine) -> None:
+    from mmembed.transforms import BuildIndex
+
+    values = sum(work.made_of(name)["rows"] * work.made_of(name)["space"]["dim"] for name in names)
+    few = values < _INDEX_VALUES_A_PROCESS
+    _run("BuildIndex", names, BuildIndex(work), replace(engine, workers=1) if few else engine)
 
 
 def evaluate(dataset: Dataset, config: Config) -> Dataset:

@@ -265,6 +265,7 @@ class Neighbour:
         score: inner product of two L2-normalized embeddings, 1 is best; unbounded with --fit pmi.
         rank: 1, 2, …
         media: the piece of text, or the path of the file.
+        twins: ids of records whose segments are nearly the same, and were folded into this one.
     """
 
     rank: int
@@ -275,3 +276,4 @@ class Neighbour:
     span: Span
     media: str
     metadata: Mapping[str, Any]
+    twins: tuple[str, ...] = ()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import accumulate, chain
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from mmembed.dataset import Dataset
 from mmembed.errors import DatasetError, MmembedError
-from mmembed.index import ENTRIES, blocks, entry_of, index_path, open_modality, scoring_of
+from mmembed.index import ENTRIES, Index, blocks, index_path, open_modality, rows_path, scoring_of, vectors_path
 from mmembed.linear import LinearMap
 from mmembed.shards import TEMPORARY_SUFFIX, read_table
 from mmembed.splits import HELD_OUT, TRAIN
@@ -29,6 +28,7 @@ FOLDERS = ("records", "features", "errors", "dropped", "maps", "embeddings", "in
 
 _NORM_TOLERANCE = {"float32": 1e-3, "float16": 4e-3}  # float16 rounds each value by up to 0.05 %
 _SHOWN_ROWS = 3
+_ASKED = 500  # rows of a compressed index that are asked for
 
 
 def verify(dataset: Dataset) -> list[str]:
@@ -212,25 +212,37 @@ def _maps(sound: Dataset) -> Problems:
 
 
 def _index(dataset: Dataset, sound: Dataset, modality: str) -> Problems:
-    """An index against the embeddings, vector by vector."""
+    """An index against the embeddings, vector by vector, and what its rows say."""
     path = index_path(modality)
-    if {path, ENTRIES} & (dataset.files.keys() - sound.files.keys()):
+    if {path, rows_path(modality), vectors_path(modality), ENTRIES} & (dataset.files.keys() - sound.files.keys()):
         return  # reported as damaged
     try:
         index = open_modality(dataset, modality)
     except MmembedError as error:
         yield path, str(error)
         return
-    entry = entry_of(dataset, modality)
-    if entry["hubness"] != "none" and len(sound.files) < len(dataset.files):
+    if index.entry["hubness"] != "none" and len(sound.files) < len(dataset.files):
         return  # its rows depend on files that are reported as damaged
     files = dataset.below(f"embeddings/{modality}")
     starts = dict(zip(files, accumulate((file.rows or 0 for file in files.values()), initial=0)))
-    for name, rows in blocks(sound, modality, entry):
-        yield from _same_vectors(index, starts[name], name, rows, path)
+    for name, table, rows in blocks(sound, modality, index.columns):
+        place = starts[name]
+        stored = index.vectors_of(np.arange(place, place + len(rows))) if len(rows) else rows
+        holder = path if index.vectors is None else vectors_path(modality)
+        yield from _named(holder, f"other vectors than {name}", (stored != rows).any(axis=1))
+        said = index.rows.slice(place, len(rows))
+        if not said.equals(table.drop_columns(["embedding"]).replace_schema_metadata(None)):
+            yield rows_path(modality), f"other rows than {name}: run `mmembed index`"
+    if index.vectors is not None and len(index):
+        yield from _lost_rows(index, path)
 
 
-def _same_vectors(index: Any, start: int, name: str, rows: NDArray[np.float32], path: str) -> Problems:
-    if len(rows):
-        indexed = index.reconstruct_n(start, len(rows))
-        yield from _named(path, f"other vectors than {name}", (indexed != rows).any(axis=1))
+def _lost_rows(index: Index, path: str) -> Problems:
+    """An index that holds rows compressed, asked for some of them, evenly spread: most must find themselves."""
+    chosen = np.unique(np.linspace(0, len(index) - 1, _ASKED).astype(np.intp))
+    rows = index.vectors_of(chosen)
+    scores, _ = index.search(rows, 1)
+    own = np.einsum("ij,ij->i", rows, rows)
+    found = float(np.mean(scores[:, 0] >= own - 1e-4 * np.maximum(1, np.abs(own))))
+    if found < 0.5:
+        yield path, f"only {found:.0%} of its rows find themselves: run `mmembed index`"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmembed.dataset import LOCK
+from mmembed.index import ENTRIES
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("features", "records", "errors", "maps", "embeddings", "index")
@@ -92,9 +94,12 @@ def members(group: int) -> dict[int, str]:
 
 
 def content(root: Path, folders: tuple[str, ...] = FOLDERS) -> dict[str, bytes]:
-    """The bytes of all files below some folders of a data set."""
+    """The bytes of all files below some folders of a data set; without measured times, which are never the same."""
     paths = [path for folder in folders for path in sorted((root / folder).rglob("*")) if path.is_file()]
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    found = {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
+    if ENTRIES in found:
+        found[ENTRIES] = re.sub(rb'"milliseconds": [\d.e-]+', b'"milliseconds": 0', found[ENTRIES])
+    return found
 
 
 def times(root: Path, *folders: str) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from mmembed.config import Config, to_json
+from mmembed.config import Config, IndexConfig, to_json
 from mmembed.dataset import Dataset, Stage, describe
-from mmembed.index import ENTRIES, build_modality
+from mmembed.index import ENTRIES
+from mmembed.indexing import PARTS, Indexing
 from mmembed.linear import LinearMap, normalize_rows
 from mmembed.project import GROUPS
 from mmembed.shards import shard_path, write_bytes, write_json, write_table
@@ -92,7 +94,7 @@ def build(
     if "project" in done:
         dataset = _project(dataset, units, modalities, dim, held_out, dtype, kinds)
     if "index" in done:
-        dataset = _index(dataset)
+        dataset = index(dataset, IndexConfig())
     return dataset
 
 
@@ -219,12 +221,18 @@ def _project(
     return dataset.commit("project", Stage("p", summary), files, "made by hand")
 
 
-def _index(dataset: Dataset) -> Dataset:
-    entries = {}
+def index(dataset: Dataset, config: IndexConfig) -> Dataset:
+    """The data set with another index, as the stage builds it."""
+    work, entries = Indexing(dataset, config), {}
+    files: dict[str, int | None] = {ENTRIES: None}
     for name in dataset.modalities("project"):
-        data, entries[name] = build_modality(dataset, name, "none")
-        write_bytes(dataset.root / entries[name]["file"], data)
+        work.finish(name, [work.encode(block)[1] for block in work.prepare(name)])
+        entries[name] = work.entry(name)
+        files |= work.files(entries[name], name)
     write_json(dataset.root / ENTRIES, entries)
-    files = {entry["file"]: describe(dataset.root, entry["file"], entry["rows"]) for entry in entries.values()}
-    files[ENTRIES] = describe(dataset.root, ENTRIES)
-    return dataset.commit("index", Stage("i", {"folders": ["index"]}), files, "made by hand")
+    shutil.rmtree(dataset.root / PARTS)
+    for path in sorted((dataset.root / "index").iterdir()):
+        if path.relative_to(dataset.root).as_posix() not in files:
+            path.unlink()
+    described = {path: describe(dataset.root, path, rows) for path, rows in files.items()}
+    return dataset.commit("index", Stage("i", {"folders": ["index"]}), described, "made by hand")

@@ -3,10 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from dataset_builder import build, random_rows
+from dataset_builder import build, index, random_rows
 
+from mmembed.config import IndexConfig
 from mmembed.hubness import NEIGHBOURS, bank_of, csls_terms
-from mmembed.index import build_modality, candidate_rows, entry_of, query_rows, term_columns
+from mmembed.index import candidate_rows, entry_of, index_path, query_rows, term_columns
 from mmembed.linear import Scoring, normalize_rows
 
 
@@ -66,6 +67,7 @@ def test_the_bank_holds_training_segments_alone(tmp_path: Path) -> None:
 def test_an_index_with_csls_names_its_terms(tmp_path: Path) -> None:
     dataset = build(tmp_path, random_rows(30, ["image", "text"], 6))
     assert entry_of(dataset, "image")["terms"] == []
-    data, entry = build_modality(dataset, "image", "csls")
-    assert entry["terms"] == ["image", "text"]
-    assert data != build_modality(dataset, "image", "none")[0]
+    before = (tmp_path / index_path("image")).read_bytes()
+    dataset = index(dataset, IndexConfig("csls"))
+    assert entry_of(dataset, "image")["terms"] == ["image", "text"]
+    assert (tmp_path / index_path("image")).read_bytes() != before

@@ -1,30 +1,24 @@
 from __future__ import annotations
 
-import pickle
+import subprocess
+import sys
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_builder import build, random_rows
+from dataset_builder import build, index, random_rows
 
+from mmembed.config import IndexConfig
 from mmembed.dataset import Dataset, describe
 from mmembed.errors import DatasetError, SpaceError, UsageError
-from mmembed.index import (
-    ENTRIES,
-    WriteIndex,
-    build_index,
-    build_modality,
-    index_entry,
-    index_path,
-    open_index,
-    open_modality,
-)
+from mmembed.index import BATCH_ROWS, ENTRIES, entry_of, index_path, open_modality, rows_path, vectors_path
 from mmembed.shards import write_json
 from mmembed.tables import vectors_from_arrow
 from mmembed.types import Space
 
-SPACE = Space("test-shared", "1", 6)
+COMPRESSED = IndexConfig(recall=0.5, memory="20KB")
+"""Too little for an exact index of some hundred rows."""
 
 
 @pytest.fixture
@@ -32,86 +26,108 @@ def dataset(tmp_path: Path) -> Dataset:
     return build(tmp_path, random_rows(10, ["image", "text"], 6))
 
 
-def test_the_index_finds_what_a_comparison_with_every_row_finds() -> None:
-    random = np.random.default_rng(1)
-    vectors, query = random.normal(size=(500, 6)).astype(np.float32), random.normal(size=(3, 6)).astype(np.float32)
-    scores, rows = open_index(build_index([vectors], vectors.shape[1]), SPACE.dim, 500).search(query, 7)
-    expected = np.argsort(-(query @ vectors.T), axis=1)[:, :7]
-    assert (rows == expected).all()
-    np.testing.assert_allclose(scores, np.take_along_axis(query @ vectors.T, expected, 1), rtol=1e-5)
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    dataset = index(build(tmp_path_factory.mktemp("data"), random_rows(300, ["image", "text"], 6)), COMPRESSED)
+    assert entry_of(dataset, "image")["kind"] != "Flat"
+    return dataset
 
 
-def test_same_vectors_same_bytes_in_any_memory_layout() -> None:
-    vectors = np.random.default_rng(2).normal(size=(50, 6)).astype(np.float32)
-    assert build_index([vectors], vectors.shape[1]) == build_index([np.asfortranarray(vectors)], vectors.shape[1])
+def embeddings(dataset: Dataset, modality: str) -> np.ndarray:
+    tables = [table for _, table in dataset.tables(f"embeddings/{modality}")]
+    assert len(tables) > 1
+    return np.concatenate([vectors_from_arrow(table["embedding"]) for table in tables])
 
 
-def test_ids_are_row_numbers_in_file_order(dataset: Dataset) -> None:
-    index = open_modality(dataset, "image")
-    rows = np.concatenate([vectors_from_arrow(table["embedding"]) for _, table in dataset.tables("embeddings/image")])
-    assert len(dataset.below("embeddings/image")) == 3
-    assert (index.reconstruct_n(0, index.ntotal) == rows).all()
+def with_file(dataset: Dataset, path: str) -> Dataset:
+    return replace(dataset, files={**dataset.files, path: describe(dataset.root, path)})
 
 
-def test_write_index_writes_what_build_modality_gives_after_a_trip_to_a_worker(dataset: Dataset) -> None:
-    path = dataset.root / index_path("text")
-    path.unlink()
-    pickle.loads(pickle.dumps(WriteIndex(dataset, "none")))("text")
-    assert path.read_bytes() == build_modality(dataset, "text", "none")[0]
+@pytest.mark.parametrize("kind", ["dataset", "compressed"])
+def test_ids_are_row_numbers_in_file_order(kind: str, request: pytest.FixtureRequest) -> None:
+    dataset: Dataset = request.getfixturevalue(kind)
+    opened, rows = open_modality(dataset, "image"), embeddings(dataset, "image")
+    assert (opened.vectors_of(np.arange(len(opened))) == rows).all()
+    said = [row for _, table in dataset.tables("embeddings/image") for row in table.drop(["embedding"]).to_pylist()]
+    assert [opened.row(row) for row in range(len(opened))] == said
+    assert opened.values("id", np.array([3, 0])) == [said[3]["id"], said[0]["id"]]
+    assert opened.rows_of("r003").tolist() == [row for row, values in enumerate(said) if values["id"] == "r003"]
+    assert opened.rows_of("nobody").tolist() == opened.rows_of("\udcff").tolist() == []
+
+
+def test_rows_lie_in_batches_of_one_size(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("mmembed.index", "mmembed.indexing"):
+        monkeypatch.setattr(f"{module}.BATCH_ROWS", 4)
+    assert BATCH_ROWS > 1000
+    opened = open_modality(index(dataset, IndexConfig()), "image")
+    sizes = [chunk.length() if hasattr(chunk, "length") else len(chunk) for chunk in opened.rows["id"].chunks]
+    assert len(sizes) > 2 and set(sizes[:-1]) == {4}
+    said = [row for _, table in dataset.tables("embeddings/image") for row in table["id"].to_pylist()]
+    assert opened.values("id", np.arange(len(opened))) == said
+    assert opened.rows_of("r007").tolist() == [row for row, id in enumerate(said) if id == "r007"]
 
 
 def test_a_modality_without_rows_has_an_empty_index(tmp_path: Path) -> None:
-    dataset = build(tmp_path, random_rows(3, ["image"], 6))
-    assert index_entry(dataset, "text", "none")["rows"] == 0
-    assert open_modality(dataset, "text").ntotal == 0
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"IxFI", b"not an index at all", build_index([np.eye(6, dtype=np.float32)], 6)[:-9]]
-)
-def test_bytes_that_are_no_index_are_refused(data: bytes) -> None:
-    with pytest.raises(DatasetError, match="mmembed index"):
-        open_index(data, SPACE.dim, 6)
-
-
-def test_an_index_of_another_kind_is_refused() -> None:
-    import faiss
-
-    other = faiss.serialize_index(faiss.IndexFlatL2(6)).tobytes()
-    with pytest.raises(DatasetError, match="IndexFlatL2, not an IndexFlatIP"):
-        open_index(other, SPACE.dim, 0)
-
-
-@pytest.mark.parametrize(("dim", "rows"), [(6, 5), (5, 6)])
-def test_an_index_of_another_size_is_refused(dim: int, rows: int) -> None:
-    with pytest.raises(DatasetError, match="6 vectors of dimension 6"):
-        open_index(build_index([np.eye(6, dtype=np.float32)], 6), dim, rows)
+    opened = open_modality(build(tmp_path, random_rows(3, ["image"], 6)), "text")
+    assert len(opened) == 0
+    scores, rows = opened.search(np.ones((1, 6), np.float32), 3)
+    assert np.isneginf(scores).all() and (rows == -1).all()
 
 
 def test_an_index_of_other_embeddings_is_refused(dataset: Dataset) -> None:
     path = next(iter(dataset.below("embeddings/image")))
     changed = replace(dataset, files={**dataset.files, path: replace(dataset.files[path], sha256="0" * 64)})
-    assert open_modality(changed, "text").ntotal > 0
+    assert len(open_modality(changed, "text")) > 0
     with pytest.raises(DatasetError, match="other embeddings than those of now: run `mmembed index`"):
         open_modality(changed, "image")
 
 
 def test_an_index_of_another_space_is_refused(dataset: Dataset) -> None:
-    entries = {name: index_entry(dataset, name, "none") for name in ("image", "text")}
+    entries = {name: entry_of(dataset, name) for name in ("image", "text")}
     entries["image"]["space"] = asdict(Space("test-shared", "2", 6))
     write_json(dataset.root / ENTRIES, entries)
-    changed = replace(dataset, files={**dataset.files, ENTRIES: describe(dataset.root, ENTRIES)})
     with pytest.raises(SpaceError, match=r"test-shared@2\[6\]"):
-        open_modality(changed, "image")
+        open_modality(with_file(dataset, ENTRIES), "image")
 
 
-def test_a_damaged_index_never_reaches_faiss(dataset: Dataset) -> None:
-    path = dataset.root / index_path("image")
-    data = bytearray(path.read_bytes())
-    data[20] ^= 0xFF
-    path.write_bytes(data)
-    with pytest.raises(DatasetError, match="checksum"):
-        open_modality(dataset, "image")
+@pytest.mark.parametrize("path", [index_path("image"), rows_path("image"), vectors_path("image")])
+def test_a_damaged_file_never_reaches_what_reads_it(compressed: Dataset, path: str) -> None:
+    whole = (compressed.root / path).read_bytes()
+    data = bytearray(whole)
+    data[-20] ^= 0xFF
+    (compressed.root / path).write_bytes(data)
+    try:
+        with pytest.raises(DatasetError, match=f"{path} is not the file that dataset.json names"):
+            open_modality(compressed, "image")
+        unknown = replace(compressed, files={name: file for name, file in compressed.files.items() if name != path})
+        with pytest.raises(DatasetError, match=f"{path} is not the file that dataset.json names"):
+            open_modality(unknown, "image")
+    finally:
+        (compressed.root / path).write_bytes(whole)
+
+
+@pytest.mark.parametrize("path", [index_path("image"), vectors_path("image")])
+@pytest.mark.parametrize("content", [b"not an index at all", b"IxFI", b""])
+def test_what_is_no_index_is_refused_though_the_manifest_names_it(
+    compressed: Dataset, path: str, content: bytes
+) -> None:
+    whole = (compressed.root / path).read_bytes()
+    (compressed.root / path).write_bytes(content)
+    try:
+        with pytest.raises(DatasetError, match="mmembed index"):
+            open_modality(with_file(compressed, path), "image")
+    finally:
+        (compressed.root / path).write_bytes(whole)
+
+
+@pytest.mark.parametrize("of", [index_path, rows_path])
+def test_files_of_another_number_of_rows_are_refused(dataset: Dataset, tmp_path: Path, of: object) -> None:
+    assert callable(of)
+    fewer = build(tmp_path / "fewer", random_rows(3, ["image", "text"], 6))
+    path = of("image")
+    (dataset.root / path).write_bytes((fewer.root / path).read_bytes())
+    with pytest.raises(DatasetError, match=r"values, but the embeddings"):
+        open_modality(with_file(dataset, path), "image")
 
 
 def test_without_the_stage_the_message_says_how_to_run_it(tmp_path: Path) -> None:
@@ -123,3 +139,25 @@ def test_without_the_stage_the_message_says_how_to_run_it(tmp_path: Path) -> Non
 def test_a_modality_without_index_names_those_that_have_one(dataset: Dataset) -> None:
     with pytest.raises(UsageError, match=r"no index of audio .* but of image, text"):
         open_modality(dataset, "audio")
+
+
+def test_an_index_is_mapped_and_not_read(tmp_path: Path) -> None:
+    rows = random_rows(20_000, ["image"], 128)
+    dataset = index(build(tmp_path, rows, ["image"], 128, unit=20_000), IndexConfig(latency="1s"))
+    size = (tmp_path / index_path("image")).stat().st_size
+    assert size > 15e6
+    code = (
+        "import sys, faiss, pathlib, pyarrow, numpy\n"
+        "from mmembed.dataset import Dataset\n"
+        "from mmembed.index import open_modality\n"
+        "def anonymous():\n"
+        "    return int([line for line in open('/proc/self/status') if line.startswith('RssAnon')][0].split()[1])\n"
+        "dataset = Dataset.open(pathlib.Path(sys.argv[1]))\n"
+        "before = anonymous()\n"
+        "opened = open_modality(dataset, 'image')\n"
+        "print(1024 * (anonymous() - before), len(opened))"
+    )
+    words = [sys.executable, "-c", code, str(dataset.root)]
+    used, count = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
+    assert count > 20_000
+    assert used < size / 3

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -70,13 +69,8 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_temporary(
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, which is always full, on this system")
 def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = os.fdopen
-
-    def full(descriptor: int, mode: str) -> Any:
-        os.close(descriptor)
-        return real(os.open("/dev/full", os.O_WRONLY), mode)
-
-    monkeypatch.setattr(os, "fdopen", full)
+    real = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: real(Path("/dev/full"), mode))
     with pytest.raises(OSError, match="No space left"):
         write_bytes(tmp_path / "a.bin", b"x" * 100_000)
     assert files(tmp_path) == {}

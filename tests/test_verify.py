@@ -5,13 +5,16 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
-from dataset_builder import STAGES, build, input_space, random_rows, rewrite
+from dataset_builder import STAGES, build, index, input_space, random_rows, rewrite
 
+from mmembed import kinds
+from mmembed.config import IndexConfig
 from mmembed.dataset import Dataset, Stage, describe
-from mmembed.index import ENTRIES, build_index, index_entry, index_path
+from mmembed.index import ENTRIES, entry_of, index_path, rows_path
 from mmembed.linear import LinearMap
 from mmembed.shards import read_table, write_bytes, write_json
 from mmembed.tables import vectors_from_arrow, vectors_to_arrow
@@ -191,20 +194,40 @@ def test_an_unknown_split_is_found(tmp_path: Path) -> None:
 
 def test_swapped_indexes_are_found_vector_by_vector(dataset: Dataset) -> None:
     image, text = (dataset.root / index_path(name) for name in ("image", "text"))
-    rows = index_entry(dataset, "image", "none")["rows"]
+    rows = entry_of(dataset, "image")["rows"]
     noise = np.random.default_rng(0).normal(size=(rows, 6)).astype(np.float32)
-    write_bytes(image, build_index([noise], noise.shape[1]))
+    write_bytes(image, faiss.serialize_index(kinds.build(kinds.Kind("Flat"), noise, 0)).tobytes())
     problems = verify(with_file(dataset, index_path("image"), rows))
     assert [problem.split(": row")[0] for problem in problems] == [
         f"index/image.faiss: other vectors than embeddings/image/part-0000{part}.parquet" for part in range(3)
     ]
     write_bytes(image, text.read_bytes())
     (problem,) = verify(with_file(dataset, index_path("image"), rows))
-    assert problem.startswith("index/image.faiss: the index holds")
+    assert problem.startswith("index/image.faiss: ") and "values, but the embeddings" in problem
+
+
+def test_rows_that_say_something_else_are_found(dataset: Dataset) -> None:
+    path = dataset.root / rows_path("image")
+    said = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, said.schema) as writer:
+        writer.write(said.take(list(range(said.num_rows))[::-1]).combine_chunks())
+    problems = verify(with_file(dataset, rows_path("image")))
+    assert problems[0] == "index/image.arrow: other rows than embeddings/image/part-00000.parquet: run `mmembed index`"
+
+
+def test_a_compressed_index_of_other_vectors_is_found(tmp_path: Path) -> None:
+    dataset = index(build(tmp_path, random_rows(300, ["image", "text"], 6)), IndexConfig(memory="20KB", recall=0.5))
+    assert entry_of(dataset, "image")["kind"] != "Flat"
+    assert verify(dataset) == []
+    noise = np.random.default_rng(0).normal(size=(entry_of(dataset, "image")["rows"], 6)).astype(np.float32)
+    other = kinds.build(kinds.Kind(entry_of(dataset, "image")["kind"]), noise, 0)
+    write_bytes(tmp_path / index_path("image"), faiss.serialize_index(other).tobytes())
+    (problem,) = verify(with_file(dataset, index_path("image"), len(noise)))
+    assert problem.startswith("index/image.faiss: only ") and "find themselves" in problem
 
 
 def test_an_index_of_another_space_is_found(dataset: Dataset) -> None:
-    entries = {name: index_entry(dataset, name, "none") for name in ("image", "text")}
+    entries = {name: entry_of(dataset, name) for name in ("image", "text")}
     entries["text"]["space"] = asdict(Space("test-shared", "0", 6))
     write_json(dataset.root / ENTRIES, entries)
     (problem,) = verify(with_file(dataset, ENTRIES))

@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import apache_beam as beam
+
+from mmembed.indexing import Indexing
 
 
 @beam.typehints.with_input_types(str)
 @beam.typehints.with_output_types(str)
 @dataclass
 class BuildIndex(beam.PTransform):
-    """Modalities to the files of index/; gives the modalities back when theirs is written.
+    """Modalities to the files of index/; gives the modalities back when theirs are written.
+
+    Rows are encoded block by block, on all workers; only the numbers of blocks cross a shuffle.
 
     Attributes:
-        build: reads a modality's embeddings and writes its index.
+        work: what is done at each step.
     """
 
-    build: Callable[[str], None]
+    work: Indexing
 
     def expand(self, modalities: beam.PCollection[str]) -> beam.PCollection[str]:
-        return modalities | "Build" >> beam.Map(self._build)
+        return (
+            modalities
+            | "Prepare" >> beam.FlatMap(self.work.prepare).with_output_types(tuple[str, int])
+            | "Spread" >> beam.Reshuffle()  # numbers of blocks, so that all workers encode
+            | "Encode" >> beam.Map(self.work.encode).with_output_types(tuple[str, int])
+            | "Together" >> beam.GroupByKey()  # a modality's blocks, when all of them are there
+            | "Finish" >> beam.MapTuple(self._finish).with_output_types(str)
+        )
 
-    def _build(self, modality: str) -> str:
-        self.build(modality)
+    def _finish(self, modality: str, numbers: Iterable[int]) -> str:
+        self.work.finish(modality, list(numbers))
         return modality

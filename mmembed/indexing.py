@@ -1,0 +1,393 @@
+"""Embeddings to indexes: prepare (rows, the kind, its training), encode block by block, finish (merge, tune, write).
+
+What a block gives depends on the embeddings and the configuration alone, and blocks are merged in their order: the
+index is the same with one worker or many. Blocks that are done stay in index/parts/ until the end, so a run that was
+killed goes on. FAISS never reads one of these files: what is kept on the way are plain arrays.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from mmembed import kinds, tune
+from mmembed.config import IndexConfig
+from mmembed.dataset import Dataset
+from mmembed.index import (
+    BATCH_ROWS,
+    VERSION,
+    blocks,
+    index_path,
+    made_of,
+    query_rows,
+    rows_path,
+    scoring_of,
+    tuned_path,
+    vectors_path,
+)
+from mmembed.kinds import BLOCK_ROWS, Kind
+from mmembed.shards import checksum, fingerprint, replacing, write_bytes, write_json
+from mmembed.splits import HELD_OUT, TRAIN, position
+from mmembed.tables import vectors_from_arrow
+from mmembed.tune import Budget, Measured, Probes
+
+Array = NDArray[np.float32]
+
+PARTS = "index/parts"
+"""What an index is made of on the way."""
+
+PROBES = 1000
+"""Queries of each modality that an index is measured with, at most."""
+
+DRIFT = 0.01
+"""A fall of recall, against what was measured when an index was trained, that is an alarm."""
+
+_METADATA_KEY = "mmembed"
+_GROWTH = 2  # an index that was trained on half as many rows is trained again
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """What an index has learned from rows, and the probes that it was measured with; kept for rows that come later.
+
+    Attributes:
+        kind: of the index.
+        radius: as of `kinds.codable`.
+        state: as of `kinds.state_of`.
+        probes: their truth is of the rows that it was trained with.
+        about: JSON values: "mark", what it is good for; "rows" that it was trained with; "search" and "recall" of its
+            operating point; "pilot", the points measured when its kind was chosen.
+    """
+
+    kind: Kind
+    radius: float
+    state: Mapping[str, Array]
+    probes: Probes
+    about: Mapping[str, Any]
+
+    def to_bytes(self) -> bytes:
+        """As a safetensors file that knows its own checksum."""
+        from safetensors.numpy import save
+
+        names = sorted(set(self.probes.modalities.tolist()))
+        tensors = {
+            **{f"state.{name}": array for name, array in self.state.items()},
+            "probes.queries": self.probes.queries,
+            "probes.truth": self.probes.truth,
+            "probes.modalities": np.searchsorted(names, self.probes.modalities).astype(np.int32),
+        }
+        about = {
+            **self.about,
+            "kind": self.kind.name,
+            "radius": self.radius,
+            "split": self.probes.split,
+            "modalities": names,
+        }
+        about["checksum"] = _checksum(tensors, about)
+        return save(
+            {name: np.ascontiguousarray(array) for name, array in tensors.items()},
+            {_METADATA_KEY: json.dumps(about, sort_keys=True)},
+        )
+
+    @classmethod
+    def read(cls, path: Path) -> Tuned | None:
+        """What `to_bytes` gave; None where there is no such file, or it is damaged: it can be made again."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="np") as file:
+                about = json.loads((file.metadata() or {})[_METADATA_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+        if about.pop("checksum", "") != _checksum(tensors, about):
+            return None
+        names = np.array(about.pop("modalities"))
+        probes = Probes(
+            tensors["probes.queries"],
+            names[tensors["probes.modalities"]],
+            about.pop("split"),
+            tensors["probes.truth"],
+        )
+        state = {name.removeprefix("state."): array for name, array in tensors.items() if name.startswith("state.")}
+        return cls(Kind(about.pop("kind")), about.pop("radius"), state, probes, about)
+
+
+def _checksum(tensors: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> str:
+    parts = [
+        f"{name} {array.dtype} {array.shape} {checksum(array.tobytes())}" for name, array in sorted(tensors.items())
+    ]
+    return fingerprint(parts, about)
+
+
+@dataclass(frozen=True)
+class Indexing:
+    """Builds the indexes of a data set; a picklable value, whose methods are called on workers.
+
+    Attributes:
+        retrain: modalities whose index is trained again, though what it had learned could serve.
+    """
+
+    dataset: Dataset
+    config: IndexConfig
+    retrain: tuple[str, ...] = ()
+
+    def made_of(self, modality: str) -> dict[str, Any]:
+        """See `mmembed.index.made_of`."""
+        return made_of(self.dataset, modality, self.config.hubness)
+
+    def budget(self, modality: str) -> Budget:
+        """What of the budget a modality's index gets: of the memory, as much as its rows are of all rows."""
+        rows = {name: self.made_of(name)["rows"] for name in self.dataset.modalities("project")}
+        share = rows[modality] / max(sum(rows.values()), 1)
+        return Budget(self.config.recall, int(self.config.memory_bytes * share), self.config.milliseconds)
+
+    def check_budget(self) -> None:
+        """Raise UsageError for a budget that no kind of index fits, before anything is done."""
+        for modality in self.dataset.modalities("project"):
+            made = self.made_of(modality)
+            if made["rows"]:
+                tune.check_memory(self.budget(modality), made["rows"], _dim(made), modality)
+
+    def prepare(self, modality: str) -> list[tuple[str, int]]:
+        """Write the rows, and what the index has learned; gives the blocks that are to be encoded, one at least."""
+        made = self.made_of(modality)
+        radius = self._write_rows(modality, made)
+        vectors = self._vectors(modality)
+        tuned = None if modality in self.retrain else self._kept(modality, made)
+        tuned = tuned or self._learn(modality, made, vectors, radius)
+        data = tuned.to_bytes()
+        write_bytes(self.dataset.root / tuned_path(modality), data)
+        folder = self._folder(modality, data)
+        for other in (self.dataset.root / PARTS).glob(f"{modality}-*"):
+            if other != folder:  # of other rows, or of an index that learned something else
+                shutil.rmtree(other)
+        count = 1 if tuned.kind.is_exact or tuned.kind.is_graph else -(-len(vectors) // BLOCK_ROWS)
+        return [(modality, number) for number in range(max(1, count))]
+
+    def encode(self, block: tuple[str, int]) -> tuple[str, int]:
+        """Write the codes of a block of rows; nothing where the index takes rows as they are."""
+        modality, number = block
+        tuned, folder = self._open(modality)
+        path = folder / f"block-{number:05d}.npy"
+        if not (tuned.kind.is_exact or tuned.kind.is_graph or path.exists()):
+            vectors = self._vectors(modality)
+            index = kinds.restored(tuned.kind, tuned.state, self._width(tuned, vectors), tuned.radius)
+            rows = np.array(vectors[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS])
+            codes = kinds.encode(index, tuned.kind, rows, tuned.radius)
+            with replacing(path) as temporary, temporary.open("wb") as file:
+                np.save(file, codes, allow_pickle=False)
+        return block
+
+    def finish(self, modality: str, numbers: Sequence[int]) -> None:
+        """Merge the blocks, measure the index, choose its operating point and write all that belongs to it; its entry
+        goes to index/parts/<modality>.json."""
+        made = self.made_of(modality)
+        tuned, folder = self._open(modality)
+        kind, radius, vectors = tuned.kind, tuned.radius, self._vectors(modality)
+        index = kinds.restored(kind, tuned.state, self._width(tuned, vectors), radius)
+        if kind.is_exact or kind.is_graph:
+            rows = (vectors[start : start + BLOCK_ROWS] for start in range(0, len(vectors), BLOCK_ROWS))
+            index = kinds.grow(index, kind, rows, radius)
+        else:
+            codes = (np.load(folder / f"block-{number:05d}.npy", allow_pickle=False) for number in sorted(numbers))
+            index = kinds.fill(index, kind, codes)
+        curve, chosen = self._curve(index, tuned, vectors)
+        root = self.dataset.root
+        _write_faiss(root / index_path(modality), index)
+        if not kind.is_exact:
+            about = {**tuned.about, **({} if "recall" in tuned.about else _operating(chosen))}
+            write_bytes(root / tuned_path(modality), replace(tuned, about=about).to_bytes())
+        entry = {
+            **made,
+            "kind": kind.name,
+            "radius": radius,
+            "bytes": (root / index_path(modality)).stat().st_size,
+            "search": dict(chosen.search),
+            "recall": dict(chosen.recall),
+            "milliseconds": chosen.milliseconds,
+            "asked": asdict(self.budget(modality)),
+            "probes": tuned.probes.counts,
+            "split": tuned.probes.split,
+            "truth": tuned.probes.fingerprint,
+            "trained_rows": tuned.about["rows"],
+            "drift": self._drift(tuned, curve),
+            "curve": [*tuned.about["pilot"], *(point.to_json(point is chosen) for point in curve)],
+        }
+        write_json(root / PARTS / f"{modality}.json", entry)
+
+    def entry(self, modality: str) -> dict[str, Any]:
+        """What `finish` left."""
+        found: dict[str, Any] = json.loads((self.dataset.root / PARTS / f"{modality}.json").read_text("utf-8"))
+        return found
+
+    def files(self, entry: Mapping[str, Any], modality: str) -> dict[str, int | None]:
+        """The files of a modality's index, and their rows."""
+        paths = [index_path(modality), rows_path(modality)]
+        if not Kind(entry["kind"]).is_exact:
+            paths += [vectors_path(modality), tuned_path(modality)]
+        return {path: entry["rows"] if path == index_path(modality) else None for path in paths}
+
+    def _write_rows(self, modality: str, made: Mapping[str, Any]) -> float:
+        """Write what rows say, and the rows themselves; gives the radius (see `kinds.codable`)."""
+        root, dim, longest = self.dataset.root, _dim(made), 0.0
+        schema = None
+        with replacing(root / rows_path(modality)) as says, replacing(root / vectors_path(modality)) as matrix:
+            with matrix.open("wb") as file:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (made["rows"], dim)}
+                np.lib.format.write_array_header_1_0(file, header)
+                writer, waiting = None, list[pa.Table]()
+                with pa.OSFile(str(says), "wb") as sink:
+                    for _, table, rows in blocks(self.dataset, modality, made["terms"]):
+                        file.write(np.ascontiguousarray(rows, "<f4").data)
+                        longest = max(longest, float(np.linalg.norm(rows, axis=1).max(initial=0)))
+                        said = table.drop_columns(["embedding"]).replace_schema_metadata(None)
+                        schema = schema or said.schema
+                        writer = writer or pa.ipc.new_file(sink, schema)
+                        waiting = _write_batches(writer, [*waiting, said])
+                    if writer:
+                        _write_batches(writer, waiting, last=True)
+                        writer.close()
+        return longest * (1 + 1e-6) if made["terms"] else 0.0
+
+    def _vectors(self, modality: str) -> Array:
+        found: Array = np.load(self.dataset.root / vectors_path(modality), mmap_mode="r", allow_pickle=False)
+        return found
+
+    def _width(self, tuned: Tuned, vectors: Array) -> int:
+        return tuned.kind.width(vectors.shape[1] + bool(tuned.radius))
+
+    def _folder(self, modality: str, tuned: bytes) -> Path:
+        return self.dataset.root / PARTS / f"{modality}-{checksum(tuned)[:16]}"
+
+    def _open(self, modality: str) -> tuple[Tuned, Path]:
+        path = self.dataset.root / tuned_path(modality)
+        tuned = Tuned.read(path)
+        assert tuned is not None  # `prepare` has just written it
+        return tuned, self._folder(modality, path.read_bytes())
+
+    def _mark(self, made: Mapping[str, Any], modality: str) -> str:
+        """Of what must be equal for an index to learn the same, but for its rows."""
+        return fingerprint(VERSION, made["space"], made["hubness"], made["terms"], asdict(self.budget_asked()))
+
+    def budget_asked(self) -> Budget:
+        """What the user asked for, of all indexes together."""
+        return Budget(self.config.recall, self.config.memory_bytes, self.config.milliseconds)
+
+    def _kept(self, modality: str, made: Mapping[str, Any]) -> Tuned | None:
+        """What the index has learned before, if it is good for the rows of now."""
+        tuned = Tuned.read(self.dataset.root / tuned_path(modality))
+        if tuned is None or tuned.about["mark"] != self._mark(made, modality) or tuned.kind.is_exact:
+            return None
+        rows, before = made["rows"], tuned.about["rows"]
+        too_large = self.budget(modality).memory and tuned.kind.bytes(rows, _dim(made)) > self.budget(modality).memory
+        return None if too_large or not before / _GROWTH < rows < before * _GROWTH else tuned
+
+    def _learn(self, modality: str, made: Mapping[str, Any], vectors: Array, radius: float) -> Tuned:
+        """Choose a kind on a sample of the rows, and train it on another."""
+        about = {"mark": self._mark(made, modality), "rows": len(vectors), "pilot": []}
+        dim, budget = _dim(made), self.budget(modality)
+        flat = Kind("Flat")
+        if not len(vectors) or tune.suits(flat, len(vectors), dim, budget):
+            return Tuned(flat, 0.0, {}, _no_probes(dim), about)
+        queries, modalities, split = self._queries(modality, made)
+        sample = np.array(vectors[kinds.sample_of(len(vectors), tune.PILOT_ROWS, seed=1)])
+        probes = tune.with_truth(queries, modalities, split, sample)
+        kind, pilot = tune.choose(len(vectors), sample, probes, budget, radius)
+        radius = 0.0 if kind.is_exact else radius
+        rows = np.array(vectors[kinds.sample_of(len(vectors), kinds.training_rows(kind, len(vectors)))])
+        state = kinds.state_of(kinds.train(kind, rows, radius))
+        probes = replace(probes, truth=tune.exact_search(queries, vectors))
+        return Tuned(kind, radius, state, probes, about | {"pilot": [point.to_json(False) for point in pilot]})
+
+    def _curve(self, index: Any, tuned: Tuned, vectors: Array) -> tuple[list[Measured], Measured]:
+        """Operating points of the index of all rows, and the one that it is to be asked at."""
+        kind, radius, dim = tuned.kind, tuned.radius, vectors.shape[1]
+        if kind.is_exact:
+            only = Measured(
+                kind, {}, len(vectors), kind.bytes(len(vectors), dim), {}, 1.0, kind.milliseconds(len(vectors), dim, {})
+            )
+            only = tune.timed(only, index, vectors, np.array(vectors[: tune.TIMED]), radius)
+            return [only], only
+        truth = tune.exact_search(tuned.probes.queries, vectors)
+        probes = replace(tuned.probes, truth=truth)
+        points = tune.measure(index, kind, vectors, probes, radius, len(vectors))
+        points = [tune.timed(point, index, vectors, probes.queries, radius) for point in points]
+        best = tune.cheapest(points, self.config.recall) or max(points, key=lambda point: point.sure)
+        return points, best
+
+    def _drift(self, tuned: Tuned, curve: Sequence[Measured]) -> dict[str, list[float]]:
+        """By modality of queries, recall when the index was trained and now, where it has fallen."""
+        if "recall" not in tuned.about:
+            return {}
+        at = [point for point in curve if point.search == tuned.about["search"]]
+        now = at[0].recall if at else {}
+        before = tuned.about["recall"]
+        return {name: [before[name], now[name]] for name in now if now[name] < before[name] - DRIFT}
+
+    def _queries(self, modality: str, made: Mapping[str, Any]) -> tuple[Array, NDArray[np.str_], str]:
+        """What the index is measured with: means of records' embeddings in the other modalities, of held-out records
+        where there are any, else of those that were fitted; in its own modality where there is no other."""
+        others = [name for name in self.dataset.modalities("project") if name != modality]
+        for split, names in ((HELD_OUT, others), (TRAIN, others), (TRAIN, [modality])):
+            found = {name: self._means(name, split) for name in names}
+            found = {name: rows for name, rows in found.items() if len(rows)}
+            if found:
+                break
+        queries = [query_rows(rows, {name: 1.0}, made["terms"]) for name, rows in found.items()]
+        modalities = np.repeat(np.array(list(found)), [len(rows) for rows in queries])
+        return np.concatenate(queries), modalities, split if modality not in found else "own rows"
+
+    def _means(self, modality: str, split: str) -> Array:
+        """Means of the embeddings of at most PROBES records of a split, chosen by a hash of their ids; float32 (q,
+        k)."""
+        scoring = scoring_of(self.dataset)
+        means, places = np.empty((0, self.dataset.modalities("project")[modality].dim), np.float32), np.empty(0)
+        for _, table in self.dataset.tables(f"embeddings/{modality}"):
+            ids, splits = table["id"].to_pylist(), table["split"].to_pylist()
+            starts = np.array([row for row, id in enumerate(ids) if row == 0 or id != ids[row - 1]], np.int64)
+            if not len(starts):
+                continue
+            found = scoring.means(vectors_from_arrow(table["embedding"]), starts)
+            chosen = [place for place, row in enumerate(starts) if splits[row] == split]
+            means = np.concatenate([means, found[chosen]])
+            places = np.concatenate([places, [position(ids[starts[place]], "probe") for place in chosen]])
+            first = np.argsort(places, kind="stable")[:PROBES]
+            means, places = means[first], places[first]
+        return means
+
+
+def _dim(made: Mapping[str, Any]) -> int:
+    return int(made["space"]["dim"]) + len(made["terms"])
+
+
+def _no_probes(dim: int) -> Probes:
+    return Probes(np.empty((0, dim), np.float32), np.empty(0, np.str_), "", np.empty((0, kinds.RECALL_K), np.float32))
+
+
+def _operating(point: Measured) -> dict[str, Any]:
+    return {"search": dict(point.search), "recall": dict(point.recall)}
+
+
+def _write_batches(writer: Any, tables: Sequence[pa.Table], last: bool = False) -> list[pa.Table]:
+    """Write full batches of BATCH_ROWS rows, or all; gives what is left for the next."""
+    table = pa.concat_tables(tables) if tables else None
+    while table is not None and (table.num_rows >= BATCH_ROWS or (last and table.num_rows)):
+        writer.write(table.slice(0, BATCH_ROWS).combine_chunks())
+        table = table.slice(BATCH_ROWS)
+    return [] if table is None or not table.num_rows else [table]
+
+
+def _write_faiss(path: Path, index: Any) -> None:
+    import faiss
+
+    with replacing(path) as temporary:
+        faiss.write_index(index, str(temporary))

@@ -1,0 +1,463 @@
+"""Kinds of FAISS indexes: what each takes in memory, how it is trained, filled and asked, and what a query costs.
+
+FAISS gives the candidates; their scores are then computed anew from the rows themselves, which lie beside the index in
+a file that is mapped into memory. So every score that anybody sees is exact, whatever the kind, and vectors that are
+compressed to a thirtieth still find what whole ones do. "Points" are operating points: the parameters of a search.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float32]
+Rows = NDArray[np.int64]
+
+Point = Mapping[str, int]
+"""nprobe: lists that are looked into; efSearch: nodes of the graph that are kept; refine: how many times k candidates
+are compared with the rows themselves."""
+
+RECALL_K = 10
+"""The k of the recall that indexes are tuned for."""
+
+REFINES = (1, 2, 4, 8, 16, 32, 64)
+BLOCK_ROWS = 1 << 16
+"""Rows that are encoded together: a unit of work of the index stage."""
+
+_POINTS_A_LIST = 64  # rows that k-means sees for each list; more took longer and found no more
+_ITERATIONS = 10
+_ROTATIONS = 10
+_MAX_LISTS = 1 << 16
+_EXACT_ROWS = 20_000  # so few rows are compared one by one, whatever the index: some ms
+_BLOCK_VALUES = 1 << 24  # 64 MB of float32 at a time
+_WIDEST = 16  # how much further an index looks, at most, where a filter leaves few of its rows
+
+# What a query costs on one core, in ns: measured by benchmarks/index.py on a server of 2025, for choosing alone.
+_NS_A_BYTE = {"Flat": 0.1, "SQ": 0.22, "PQfs": 0.05, "PQ": 0.6}
+_NS_A_CODE, _NS_A_ROW, _NS_A_NODE = 1.5, 250.0, 150.0
+_NS_A_QUERY = 30_000.0
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of index.
+
+    Attributes:
+        name: in FAISS's words: "Flat", "SQfp16", "SQ8", "HNSW32", "IVF1024,Flat", "IVF1024,SQ8", "IVF1024,PQ64x4fs",
+            "OPQ32,IVF1024,PQ32".
+    """
+
+    name: str
+
+    @property
+    def lists(self) -> int:
+        """Lists of an inverted file, 0 where there is none."""
+        found = re.search(r"IVF(\d+)", self.name)
+        return int(found[1]) if found else 0
+
+    @property
+    def code(self) -> str:
+        """How a row is stored: "Flat", "SQfp16", "SQ8", "PQ64x4fs", "PQ32"; "HNSW32" is a graph over whole rows."""
+        return self.name.rsplit(",", 1)[-1]
+
+    @property
+    def pieces(self) -> int:
+        """Into how many pieces a product quantizer cuts a row; 1 for another kind of code."""
+        found = re.match(r"PQ(\d+)", self.code)
+        return int(found[1]) if found else 1
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every row is compared as it is."""
+        return self.name == "Flat"
+
+    @property
+    def is_graph(self) -> bool:
+        """Whether it is a graph, which grows row by row."""
+        return self.name.startswith("HNSW")
+
+    @property
+    def least_rows(self) -> int:
+        """Rows that it can be trained on: FAISS wants 39 for each entry of a book of codes."""
+        return 39 * self.book if self.code.startswith("PQ") else 1
+
+    @property
+    def book(self) -> int:
+        """Entries of each book of codes."""
+        return 16 if self.code.endswith("x4fs") else 256
+
+    def width(self, dim: int) -> int:
+        """The dimension that rows of `dim` values are padded to with zeros."""
+        return -(-dim // self.pieces) * self.pieces
+
+    def code_bytes(self, dim: int) -> float:
+        """Bytes of a row's code."""
+        if self.code.startswith("PQ"):
+            return self.pieces / 2 if self.code.endswith("x4fs") else self.pieces
+        if self.is_graph:
+            return 4 * self.width(dim) + 4 * 2 * int(self.code[4:]) + 24
+        return {"Flat": 4, "SQfp16": 2, "SQ8": 1}[self.code] * self.width(dim)
+
+    def bytes(self, rows: int, dim: int) -> int:
+        """Of the index in memory, and in its file."""
+        width, numbers = self.width(dim), 8 if self.lists else 0
+        books = 4 * self.book * width if self.code.startswith("PQ") else 0
+        rotation = 4 * width * width if self.name.startswith("OPQ") else 0
+        # fast scan stores the codes of 32 rows together
+        padding = 32 * self.lists * self.code_bytes(dim) / 2 if self.code.endswith("fs") else 0
+        lists = self.lists * (4 * width + 64)
+        return int(rows * (self.code_bytes(dim) + numbers) + lists + books + rotation + padding) + 4096
+
+    def milliseconds(self, rows: int, dim: int, point: Point) -> float:
+        """What a query is expected to take on one core; a model, the same on every machine."""
+        width = self.width(dim)
+        refined = 0 if self.is_exact else point.get("refine", 1) * RECALL_K * (_NS_A_ROW + _NS_A_BYTE["Flat"] * 4 * dim)
+        if self.is_graph:
+            seen = 2.0 * max(point["efSearch"], RECALL_K) * (_NS_A_NODE + _NS_A_BYTE["Flat"] * 4 * width * 4)
+            return (_NS_A_QUERY + seen + refined) / 1e6
+        scanned = rows * min(1.0, point["nprobe"] / self.lists) if self.lists else float(rows)
+        family = "PQfs" if self.code.endswith("fs") else re.sub(r"\d.*|fp16", "", self.code)
+        a_code = self.code_bytes(dim) * _NS_A_BYTE[family] + (_NS_A_CODE if self.lists else 0)
+        coarse = self.lists * 4 * width * _NS_A_BYTE["Flat"]
+        return (_NS_A_QUERY + coarse + scanned * a_code + refined) / 1e6
+
+    def points(self) -> list[dict[str, int]]:
+        """Searches to be tried, the cheapest first, without `refine`."""
+        if self.is_graph:
+            return [{"efSearch": 1 << power} for power in range(4, 11)]
+        if not self.lists:
+            return [{}]
+        steps = sorted({round(2 ** (step / 2)) for step in range(2 * int(np.log2(self.lists)) + 1)} | {self.lists})
+        return [{"nprobe": step} for step in steps]
+
+
+def lists_for(rows: int) -> int:
+    """How many lists an inverted file has: about 2 sqrt(n), a power of 2."""
+    return int(min(_MAX_LISTS, max(1, 2 ** round(np.log2(2 * np.sqrt(max(rows, 1)))))))
+
+
+def tiers(rows: int, dim: int) -> list[list[Kind]]:
+    """Kinds of index for so many rows, by what building them costs: a tier is tried where those before it are too large
+    or too slow."""
+    lists = lists_for(rows)
+    halves, eighths, sixteenths = (max(1, dim // part) for part in (2, 8, 16))
+    names = [
+        ["Flat"],
+        ["SQfp16", "SQ8", f"IVF{lists},Flat", f"IVF{lists},SQ8"],
+        [
+            f"IVF{lists},PQ{halves}x4fs",
+            f"OPQ{eighths},IVF{lists},PQ{eighths}",
+            f"OPQ{sixteenths},IVF{lists},PQ{sixteenths}",
+        ],
+        ["HNSW32"],
+    ]
+    return [[kind for kind in map(Kind, tier) if kind.least_rows <= rows] for tier in names]
+
+
+def for_rows(kind: Kind, rows: int) -> Kind:
+    """A kind with as many lists as that many rows need."""
+    return Kind(re.sub(r"IVF\d+", f"IVF{lists_for(rows)}", kind.name))
+
+
+def training_rows(kind: Kind, rows: int) -> int:
+    """How many rows a kind is trained on."""
+    return min(rows, max(_POINTS_A_LIST * kind.lists, 1 << 14))
+
+
+def codable(rows: Array, kind: Kind, radius: float) -> Array:
+    """Rows (n, D) as the index takes them, float32 (n, width).
+
+    Args:
+        radius: M, the largest L2 norm of all rows, where they are no unit vectors; 0 where they are. Rows then get
+            sqrt(M^2 - |g|^2) as one more coordinate, and the index goes by L2 distance: the nearest row is the one of
+            the largest inner product (Bachrach et al., RecSys 2014, theorem 1). Queries get a 0 there, by `asking`.
+    """
+    if radius:
+        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
+        last = np.sqrt(np.maximum(float(radius) ** 2 - squares, 0))[:, np.newaxis]
+        rows = np.concatenate([rows, last], axis=1, dtype=np.float32)
+    return _padded(rows, kind.width(rows.shape[1]))
+
+
+def asking(queries: Array, kind: Kind, radius: float) -> Array:
+    """Queries (q, D) as the index takes them, float32 (q, width)."""
+    return _padded(queries, kind.width(queries.shape[1] + bool(radius)))
+
+
+def _padded(rows: Array, width: int) -> Array:
+    if rows.shape[1] < width:
+        rows = np.pad(rows, ((0, 0), (0, width - rows.shape[1])))
+    return np.ascontiguousarray(rows, np.float32)
+
+
+State = Mapping[str, Array]
+"""What a kind has learned from rows: centroids of lists, books of codes, scales, a rotation. Plain arrays, since a
+FAISS file can't be read safely unless its checksum is known."""
+
+
+def empty(kind: Kind, width: int, radius: float) -> Any:
+    """An index of rows of so many values, neither trained nor filled. Of fast-scan kinds, codes are packed by
+    `fill`."""
+    import faiss
+
+    metric = faiss.METRIC_L2 if radius else faiss.METRIC_INNER_PRODUCT
+    return faiss.index_factory(width, kind.name.replace("x4fs", "x4"), metric)
+
+
+def train(kind: Kind, sample: Array, radius: float) -> Any:
+    """An index that is ready to encode rows, and holds none; the same sample, the same index.
+
+    Args:
+        sample: rows (n, D), see `training_rows`.
+        radius: as of `codable`.
+    """
+    faiss = _faiss()
+
+    rows = codable(sample, kind, radius)
+    index = empty(kind, rows.shape[1], radius)
+    inner = _inner(index)
+    if kind.lists:
+        inner.cp.niter, inner.cp.min_points_per_centroid = _ITERATIONS, 1  # small sets are none the worse for it
+    if kind.code.startswith("PQ"):
+        inner.pq.cp.min_points_per_centroid = 1
+    if isinstance(index, faiss.IndexPreTransform):
+        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+        rotation.niter, rotation.max_train_points = _ROTATIONS, 1 << 15
+    if not index.is_trained:
+        index.train(rows)
+    return index
+
+
+def state_of(index: Any) -> dict[str, Array]:
+    """What a trained index has learned."""
+    faiss = _faiss()
+
+    found, inner = {}, _inner(index)
+    if inner is not index:
+        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+        found["rotation"] = faiss.vector_to_array(rotation.A).reshape(rotation.d_out, rotation.d_in)
+    if isinstance(inner, faiss.IndexIVF):
+        found["lists"] = inner.quantizer.reconstruct_n(0, inner.nlist)
+    if hasattr(inner, "pq"):
+        found["books"] = faiss.vector_to_array(inner.pq.centroids)
+    if hasattr(inner, "sq"):
+        found["scales"] = faiss.vector_to_array(inner.sq.trained)
+    return {name: np.ascontiguousarray(array, np.float32) for name, array in found.items()}
+
+
+def restored(kind: Kind, state: State, width: int, radius: float) -> Any:
+    """A trained index from what it had learned."""
+    faiss = _faiss()
+
+    index = empty(kind, width, radius)
+    inner = _inner(index)
+    if "rotation" in state:
+        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+        faiss.copy_array_to_vector(state["rotation"].ravel(), rotation.A)
+        rotation.is_trained = True
+    if "lists" in state:
+        inner.quantizer.add(state["lists"])
+    if "books" in state:
+        faiss.copy_array_to_vector(state["books"], inner.pq.centroids)
+    if "scales" in state:
+        faiss.copy_array_to_vector(state["scales"], inner.sq.trained)
+    inner.is_trained = index.is_trained = True
+    return index
+
+
+def _faiss() -> Any:
+    """FAISS without its type stubs, which lack the keyword arguments that its Python layer adds."""
+    import faiss
+
+    return faiss
+
+
+def _inner(index: Any) -> Any:
+    """What holds the codes, behind a rotation."""
+    import faiss
+
+    return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+
+
+def encode(index: Any, kind: Kind, rows: Array, radius: float) -> NDArray[np.uint8]:
+    """Codes of rows (n, D), uint8 (n, bytes), as `fill` takes them."""
+    coded, inner = codable(rows, kind, radius), _inner(index)
+    if inner is not index:
+        coded = index.chain.at(0).apply(coded)
+    codes: NDArray[np.uint8] = inner.sa_encode(coded)
+    return codes
+
+
+def fill(index: Any, kind: Kind, codes: Iterable[NDArray[np.uint8]]) -> Any:
+    """A trained index with rows in it, from their codes in their order."""
+    import faiss
+
+    inner, count = _inner(index), 0
+    for block in codes:
+        numbers = np.arange(count, count + len(block)) if kind.lists else None
+        inner.add_sa_codes(block, numbers)
+        count += len(block)
+    index.ntotal = count
+    return faiss.IndexIVFPQFastScan(inner) if kind.code.endswith("fs") else index
+
+
+def grow(index: Any, kind: Kind, blocks: Iterable[Array], radius: float) -> Any:
+    """An index with rows in it that grows row by row: with one thread, so that the same rows give the same graph."""
+    import faiss
+
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        for rows in blocks:
+            index.add(codable(rows, kind, radius))
+    finally:
+        faiss.omp_set_num_threads(threads)
+    return index
+
+
+def build(kind: Kind, rows: Array, radius: float, seed: int = 0) -> Any:
+    """An index over rows (n, D) that are in memory, or mapped into it."""
+    index = train(kind, rows[sample_of(len(rows), training_rows(kind, len(rows)), seed)], radius)
+    blocks = (rows[start : start + BLOCK_ROWS] for start in range(0, len(rows), BLOCK_ROWS))
+    if kind.is_graph:
+        return grow(index, kind, blocks, radius)
+    return fill(index, kind, (encode(index, kind, block, radius) for block in blocks))
+
+
+def sample_of(rows: int, count: int, seed: int = 0) -> Rows:
+    """Numbers of rows that are drawn without replacement, ascending."""
+    return np.sort(np.random.default_rng(seed).choice(rows, min(count, rows), replace=False))
+
+
+def candidates(
+    index: Any, kind: Kind, queries: Array, count: int, point: Point, radius: float, selector: Any = None
+) -> Rows:
+    """Numbers of the rows that an index takes for the best, int64 (q, count); -1 where it found fewer."""
+    faiss = _faiss()
+
+    asked = asking(queries, kind, radius)
+    if kind.lists:
+        parameters = faiss.SearchParametersIVF(nprobe=min(point["nprobe"], kind.lists), sel=selector)
+        if isinstance(index, faiss.IndexPreTransform):
+            parameters = faiss.SearchParametersPreTransform(index_params=parameters)
+    elif kind.is_graph:
+        parameters = faiss.SearchParametersHNSW(efSearch=max(point["efSearch"], count), sel=selector)
+    else:
+        parameters = faiss.SearchParameters(sel=selector)
+    rows: Rows = index.search(asked, count, params=parameters)[1]
+    return rows
+
+
+def scores_of(queries: Array, vectors: Array, rows: Rows) -> Array:
+    """Inner products of queries (q, D) with some rows (q, c) of vectors each, float32 (q, c); -inf for the row -1."""
+    scores = np.empty(rows.shape, np.float32)
+    size = max(1, _BLOCK_VALUES // max(1, rows.shape[1] * queries.shape[1]))
+    for start in range(0, len(rows), size):
+        block = slice(start, start + size)
+        gathered = vectors[rows[block]]
+        np.matmul(gathered, queries[block, :, np.newaxis], out=scores[block, :, np.newaxis])
+    scores[rows < 0] = -np.inf
+    return scores
+
+
+def best_of(scores: Array, rows: Rows, k: int) -> tuple[Array, Rows]:
+    """The k best of candidates (q, c), best first, ties by row: scores and rows (q, min(k, c))."""
+    order = np.lexsort((rows, -scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def nearest_of(queries: Array, vectors: Array, k: int, among: Rows | None = None) -> tuple[Array, Rows]:
+    """The k best rows by comparing all of them, or some: scores float32 (q, k) and row numbers (q, k), -1 and -inf
+    where there are fewer. Ties are broken by row. Blocks of rows are read at a time.
+
+    Args:
+        among: numbers of rows, ascending.
+    """
+    count = len(vectors) if among is None else len(among)
+    best = np.full((len(queries), 0), -np.inf, np.float32), np.full((len(queries), 0), -1, np.int64)
+    size = max(1, _BLOCK_VALUES // max(len(queries), queries.shape[1]))
+    for start in range(0, count, size):
+        numbers = np.arange(start, min(start + size, count)) if among is None else among[start : start + size]
+        block = vectors[start : start + size] if among is None else vectors[numbers]
+        scores = queries @ np.asarray(block, np.float32).T
+        if scores.shape[1] > 4 * k:  # only these can be among the best, and what ties with the last of them
+            least = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k]
+            widest = max(k, int((scores >= least[:, np.newaxis]).sum(axis=1).max()))
+            places = np.argpartition(-scores, widest - 1, axis=1)[:, :widest]
+            scores, found = np.take_along_axis(scores, places, axis=1), numbers[places]
+        else:
+            found = np.broadcast_to(numbers, scores.shape)
+        merged = np.concatenate([best[0], scores], axis=1), np.concatenate([best[1], found], axis=1)
+        best = best_of(*merged, k)
+    short = k - best[0].shape[1]
+    return (
+        np.pad(best[0], ((0, 0), (0, short)), constant_values=-np.inf),
+        np.pad(best[1], ((0, 0), (0, short)), constant_values=-1),
+    )
+
+
+def wider(point: Point, kind: Kind, k: int, share: float) -> dict[str, int]:
+    """A point for k other than RECALL_K, or where a filter keeps a share of the rows: what is looked for then lies as
+    deep as that of a larger k."""
+    depth = min(_WIDEST, max(1.0, k / RECALL_K) / max(share, 1e-9))
+    changed = {name: round(value * np.sqrt(depth)) for name, value in point.items() if name != "refine"}
+    return {**point, **changed}
+
+
+def search(
+    index: Any,
+    kind: Kind,
+    vectors: Array,
+    queries: Array,
+    k: int,
+    point: Point,
+    radius: float = 0.0,
+    kept: NDArray[np.bool_] | None = None,
+) -> tuple[Array, Rows]:
+    """The k best rows for each query (q, D), best first: exact scores float32 (q, k), row numbers int64 (q, k); -inf
+    and -1 where there are fewer. Of a kind that is exact, and where a filter leaves few rows, they are those of a
+    comparison with all rows, ties by row.
+
+    Args:
+        vectors: all rows (n, D).
+        kept: rows that may be found, bool (n,).
+    """
+    count = len(vectors) if kept is None else int(np.count_nonzero(kept))
+    if kind.is_exact:
+        return _flat(index, kind, queries, k, count, _selector(kept))
+    if kept is not None and (count <= _EXACT_ROWS or count * _WIDEST < len(vectors)):
+        return nearest_of(queries, vectors, k, np.flatnonzero(kept))
+    point = wider(point, kind, k, count / max(len(vectors), 1))
+    depth = min(k * point.get("refine", 1), len(vectors))
+    found = candidates(index, kind, queries, max(depth, k), point, radius, _selector(kept))
+    return best_of(scores_of(queries, vectors, found), found, k)
+
+
+def _flat(index: Any, kind: Kind, queries: Array, k: int, count: int, selector: Any) -> tuple[Array, Rows]:
+    """FAISS keeps any of the rows that tie for the last place: ask for more until each tie is seen whole."""
+    faiss = _faiss()
+
+    asked = max(1, k)
+    while True:
+        asked = min(2 * asked, max(count, k))
+        found = index.search(asking(queries, kind, 0), asked, params=faiss.SearchParameters(sel=selector))
+        scores, rows = np.where(found[1] < 0, -np.inf, found[0]).astype(np.float32), found[1]
+        if asked >= count or (scores[:, -1] < scores[:, k - 1]).all():
+            return best_of(scores, rows, k)
+
+
+def _selector(kept: NDArray[np.bool_] | None) -> Any:
+    """Rows that may be found, as FAISS takes them; the selector keeps its bits alive."""
+    faiss = _faiss()
+
+    if kept is None:
+        return None
+    bits = np.packbits(kept, bitorder="little")
+    selector = faiss.IDSelectorBitmap(bits)
+    selector.bits = bits
+    return selector
