@@ -238,8 +238,7 @@ def open_modality(dataset: Dataset, modality: str) -> Index:
         vectors = _vectors(_mapped(dataset, vectors_path(modality)), str(dataset.root / vectors_path(modality)))
         _check_size(vectors.shape, (entry["rows"], dim), str(dataset.root / vectors_path(modality)))
     index = _read_faiss(dataset, modality)
-    width = kind.width(dim + bool(entry["radius"]))
-    _check_size((index.ntotal, index.d), (entry["rows"], width), str(path))
+    _check_size((index.ntotal, index.d), (entry["rows"], dim + bool(entry["radius"])), str(path))
     _check_size((rows.num_rows,), (entry["rows"],), str(dataset.root / rows_path(modality)))
     return Index(index, vectors, rows, entry)
 

@@ -180,7 +180,7 @@ class Indexing:
         path = folder / f"block-{number:05d}.npy"
         if not (tuned.kind.is_exact or tuned.kind.is_graph or path.exists()):
             vectors = self._vectors(modality)
-            index = kinds.restored(tuned.kind, tuned.state, self._width(tuned, vectors), tuned.radius)
+            index = kinds.restored(tuned.kind, tuned.state, vectors.shape[1] + bool(tuned.radius), tuned.radius)
             rows = np.array(vectors[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS])
             codes = kinds.encode(index, tuned.kind, rows, tuned.radius)
             with replacing(path) as temporary, temporary.open("wb") as file:
@@ -193,7 +193,7 @@ class Indexing:
         made = self.made_of(modality)
         tuned, folder = self._open(modality)
         kind, radius, vectors = tuned.kind, tuned.radius, self._vectors(modality)
-        index = kinds.restored(kind, tuned.state, self._width(tuned, vectors), radius)
+        index = kinds.restored(kind, tuned.state, vectors.shape[1] + bool(tuned.radius), radius)
         if kind.is_exact or kind.is_graph:
             rows = (vectors[start : start + BLOCK_ROWS] for start in range(0, len(vectors), BLOCK_ROWS))
             index = kinds.grow(index, kind, rows, radius)
@@ -261,9 +261,6 @@ class Indexing:
     def _vectors(self, modality: str) -> Array:
         found: Array = np.load(self.dataset.root / vectors_path(modality), mmap_mode="r", allow_pickle=False)
         return found
-
-    def _width(self, tuned: Tuned, vectors: Array) -> int:
-        return tuned.kind.width(vectors.shape[1] + bool(tuned.radius))
 
     def _folder(self, modality: str, tuned: bytes) -> Path:
         return self.dataset.root / PARTS / f"{modality}-{checksum(tuned)[:16]}"

@@ -31,16 +31,15 @@ BLOCK_ROWS = 1 << 16
 
 _POINTS_A_LIST = 64  # rows that k-means sees for each list; more took longer and found no more
 _ITERATIONS = 10
-_ROTATIONS = 10
 _MAX_LISTS = 1 << 16
 _EXACT_ROWS = 20_000  # so few rows are compared one by one, whatever the index: some ms
 _BLOCK_VALUES = 1 << 24  # 64 MB of float32 at a time
 _WIDEST = 16  # how much further an index looks, at most, where a filter leaves few of its rows
 
 # What a query costs on one core, in ns: measured by benchmarks/index.py on a server of 2025, for choosing alone.
-_NS_A_BYTE = {"Flat": 0.1, "SQ": 0.22, "PQfs": 0.05, "PQ": 0.6}
-_NS_A_CODE, _NS_A_ROW, _NS_A_NODE = 1.5, 250.0, 150.0
-_NS_A_QUERY = 30_000.0
+_NS_A_BYTE = {"Flat": 0.1, "SQ": 0.25, "PQfs": 0.2, "PQ": 0.6}
+_NS_A_CODE, _NS_A_ROW, _NS_A_NODE = 1.5, 3000.0, 150.0
+_NS_A_QUERY = 60_000.0
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,8 @@ class Kind:
     """A kind of index.
 
     Attributes:
-        name: in FAISS's words: "Flat", "SQfp16", "SQ8", "HNSW32", "IVF1024,Flat", "IVF1024,SQ8", "IVF1024,PQ64x4fs",
-            "OPQ32,IVF1024,PQ32".
+        name: in FAISS's words: "Flat", "SQfp16", "SQ8", "HNSW32", "IVF1024,Flat", "IVF1024,SQ8",
+            "OPQ64_128,IVF1024,PQ64x4fs" (128 directions in 64 pieces of 4 bits), "OPQ16_128,IVF1024,PQ16" (of 8 bits).
     """
 
     name: str
@@ -64,12 +63,6 @@ class Kind:
     def code(self) -> str:
         """How a row is stored: "Flat", "SQfp16", "SQ8", "PQ64x4fs", "PQ32"; "HNSW32" is a graph over whole rows."""
         return self.name.rsplit(",", 1)[-1]
-
-    @property
-    def pieces(self) -> int:
-        """Into how many pieces a product quantizer cuts a row; 1 for another kind of code."""
-        found = re.match(r"PQ(\d+)", self.code)
-        return int(found[1]) if found else 1
 
     @property
     def is_exact(self) -> bool:
@@ -91,39 +84,39 @@ class Kind:
         """Entries of each book of codes."""
         return 16 if self.code.endswith("x4fs") else 256
 
-    def width(self, dim: int) -> int:
-        """The dimension that rows of `dim` values are padded to with zeros."""
-        return -(-dim // self.pieces) * self.pieces
-
     def code_bytes(self, dim: int) -> float:
         """Bytes of a row's code."""
-        if self.code.startswith("PQ"):
-            return self.pieces / 2 if self.code.endswith("x4fs") else self.pieces
+        if found := re.match(r"PQ(\d+)(x4)?", self.code):
+            return int(found[1]) / 2 if found[2] else int(found[1])
         if self.is_graph:
-            return 4 * self.width(dim) + 4 * 2 * int(self.code[4:]) + 24
-        return {"Flat": 4, "SQfp16": 2, "SQ8": 1}[self.code] * self.width(dim)
+            return 4 * dim + 4 * 2 * int(self.code[4:]) + 24
+        return {"Flat": 4, "SQfp16": 2, "SQ8": 1}[self.code] * dim
+
+    @property
+    def directions(self) -> int:
+        """That rows are rotated into before they are cut into pieces; 0 where they aren't."""
+        found = re.match(r"OPQ\d+_(\d+)", self.name)
+        return int(found[1]) if found else 0
 
     def bytes(self, rows: int, dim: int) -> int:
         """Of the index in memory, and in its file."""
-        width, numbers = self.width(dim), 8 if self.lists else 0
-        books = 4 * self.book * width if self.code.startswith("PQ") else 0
-        rotation = 4 * width * width if self.name.startswith("OPQ") else 0
-        # fast scan stores the codes of 32 rows together
-        padding = 32 * self.lists * self.code_bytes(dim) / 2 if self.code.endswith("fs") else 0
-        lists = self.lists * (4 * width + 64)
-        return int(rows * (self.code_bytes(dim) + numbers) + lists + books + rotation + padding) + 4096
+        inner = self.directions or dim
+        numbers = 8 if self.lists else 0
+        learned = 4 * inner * (self.lists + (self.book if self.directions else 0)) + 4 * dim * self.directions
+        # fast scan stores the codes of 32 rows together: half of that is empty at the end of each list
+        padding = 16 * self.lists * self.code_bytes(dim) if self.code.endswith("fs") else 0
+        return int(rows * (self.code_bytes(dim) + numbers) + learned + padding) + 64 * self.lists + 4096
 
     def milliseconds(self, rows: int, dim: int, point: Point) -> float:
         """What a query is expected to take on one core; a model, the same on every machine."""
-        width = self.width(dim)
         refined = 0 if self.is_exact else point.get("refine", 1) * RECALL_K * (_NS_A_ROW + _NS_A_BYTE["Flat"] * 4 * dim)
         if self.is_graph:
-            seen = 2.0 * max(point["efSearch"], RECALL_K) * (_NS_A_NODE + _NS_A_BYTE["Flat"] * 4 * width * 4)
+            seen = 2.0 * max(point["efSearch"], RECALL_K) * (_NS_A_NODE + _NS_A_BYTE["Flat"] * 16 * dim)
             return (_NS_A_QUERY + seen + refined) / 1e6
         scanned = rows * min(1.0, point["nprobe"] / self.lists) if self.lists else float(rows)
         family = "PQfs" if self.code.endswith("fs") else re.sub(r"\d.*|fp16", "", self.code)
         a_code = self.code_bytes(dim) * _NS_A_BYTE[family] + (_NS_A_CODE if self.lists else 0)
-        coarse = self.lists * 4 * width * _NS_A_BYTE["Flat"]
+        coarse = _NS_A_BYTE["Flat"] * 4 * ((self.directions or dim) * self.lists + dim * self.directions)
         return (_NS_A_QUERY + coarse + scanned * a_code + refined) / 1e6
 
     def points(self) -> list[dict[str, int]]:
@@ -137,26 +130,32 @@ class Kind:
 
 
 def lists_for(rows: int) -> int:
-    """How many lists an inverted file has: about 2 sqrt(n), a power of 2."""
-    return int(min(_MAX_LISTS, max(1, 2 ** round(np.log2(2 * np.sqrt(max(rows, 1)))))))
+    """How many lists an inverted file has: about sqrt(n), a power of 2."""
+    return int(min(_MAX_LISTS, 2 ** round(np.log2(np.sqrt(max(rows, 1))))))
 
 
 def tiers(rows: int, dim: int) -> list[list[Kind]]:
     """Kinds of index for so many rows, by what building them costs: a tier is tried where those before it are too large
     or too slow."""
-    lists = lists_for(rows)
-    halves, eighths, sixteenths = (max(1, dim // part) for part in (2, 8, 16))
+    lists = f"IVF{lists_for(rows)}"
+    halves, quarters, eighths, sixteenths = (max(1, dim // part) for part in (2, 4, 8, 16))
     names = [
         ["Flat"],
-        ["SQfp16", "SQ8", f"IVF{lists},Flat", f"IVF{lists},SQ8"],
         [
-            f"IVF{lists},PQ{halves}x4fs",
-            f"OPQ{eighths},IVF{lists},PQ{eighths}",
-            f"OPQ{sixteenths},IVF{lists},PQ{sixteenths}",
+            f"OPQ{halves}_{2 * halves},{lists},PQ{halves}x4fs" if dim > 1 else "SQ8",
+            f"OPQ{quarters}_{2 * quarters},{lists},PQ{quarters}x4fs" if dim > 3 else "SQ8",
+            f"{lists},SQ8",
+            f"{lists},Flat",
+            "SQ8",
+            "SQfp16",
+        ],
+        [
+            f"OPQ{eighths}_{dim // eighths * eighths},{lists},PQ{eighths}",
+            f"OPQ{sixteenths}_{dim // sixteenths * sixteenths},{lists},PQ{sixteenths}",
         ],
         ["HNSW32"],
     ]
-    return [[kind for kind in map(Kind, tier) if kind.least_rows <= rows] for tier in names]
+    return [[kind for kind in map(Kind, dict.fromkeys(tier)) if kind.least_rows <= rows] for tier in names]
 
 
 def for_rows(kind: Kind, rows: int) -> Kind:
@@ -169,8 +168,8 @@ def training_rows(kind: Kind, rows: int) -> int:
     return min(rows, max(_POINTS_A_LIST * kind.lists, 1 << 14))
 
 
-def codable(rows: Array, kind: Kind, radius: float) -> Array:
-    """Rows (n, D) as the index takes them, float32 (n, width).
+def codable(rows: Array, radius: float) -> Array:
+    """Rows (n, D) as an index takes them, float32 (n, D), or (n, D + 1) with a radius.
 
     Args:
         radius: M, the largest L2 norm of all rows, where they are no unit vectors; 0 where they are. Rows then get
@@ -181,18 +180,12 @@ def codable(rows: Array, kind: Kind, radius: float) -> Array:
         squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
         last = np.sqrt(np.maximum(float(radius) ** 2 - squares, 0))[:, np.newaxis]
         rows = np.concatenate([rows, last], axis=1, dtype=np.float32)
-    return _padded(rows, kind.width(rows.shape[1]))
-
-
-def asking(queries: Array, kind: Kind, radius: float) -> Array:
-    """Queries (q, D) as the index takes them, float32 (q, width)."""
-    return _padded(queries, kind.width(queries.shape[1] + bool(radius)))
-
-
-def _padded(rows: Array, width: int) -> Array:
-    if rows.shape[1] < width:
-        rows = np.pad(rows, ((0, 0), (0, width - rows.shape[1])))
     return np.ascontiguousarray(rows, np.float32)
+
+
+def asking(queries: Array, radius: float) -> Array:
+    """Queries (q, D) as an index takes them, float32 (q, D), or (q, D + 1) with a radius."""
+    return np.ascontiguousarray(np.pad(queries, ((0, 0), (0, 1))) if radius else queries, np.float32)
 
 
 State = Mapping[str, Array]
@@ -216,21 +209,40 @@ def train(kind: Kind, sample: Array, radius: float) -> Any:
         sample: rows (n, D), see `training_rows`.
         radius: as of `codable`.
     """
-    faiss = _faiss()
 
-    rows = codable(sample, kind, radius)
+    rows = codable(sample, radius)
     index = empty(kind, rows.shape[1], radius)
     inner = _inner(index)
+    if kind.directions:
+        _rotate(index, _balanced(rows, kind.directions, inner.pq.M))
+        inner.pq.cp.min_points_per_centroid = 1
+        rows = index.chain.at(0).apply(rows)
     if kind.lists:
         inner.cp.niter, inner.cp.min_points_per_centroid = _ITERATIONS, 1  # small sets are none the worse for it
-    if kind.code.startswith("PQ"):
-        inner.pq.cp.min_points_per_centroid = 1
-    if isinstance(index, faiss.IndexPreTransform):
-        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
-        rotation.niter, rotation.max_train_points = _ROTATIONS, 1 << 15
-    if not index.is_trained:
-        index.train(rows)
+    if not inner.is_trained:
+        inner.train(rows)
+    index.is_trained = True
     return index
+
+
+def _balanced(rows: Array, directions: int, pieces: int) -> Array:
+    """Orthonormal directions, float32 (directions, D), cut into pieces of which each has as much of the variance: the
+    parametric solution of optimized product quantization (Ge, He, Ke, Sun, CVPR 2013, section 3.2), with eigenvalues
+    dealt out to the pieces to and fro. A mean is not taken off: it would change inner products."""
+    centered = rows - rows.mean(axis=0)
+    _, vectors = np.linalg.eigh(centered.T.astype(np.float64) @ centered)
+    chosen = vectors.T[::-1][:directions]
+    signs = np.sign(chosen[np.arange(directions), np.abs(chosen).argmax(axis=1)])  # which LAPACK leaves open
+    dealt = np.arange(directions).reshape(-1, pieces)
+    dealt[1::2] = dealt[1::2, ::-1]
+    return np.ascontiguousarray((chosen * signs[:, np.newaxis])[dealt.T.ravel()], np.float32)
+
+
+def _rotate(index: Any, directions: Array) -> None:
+    faiss = _faiss()
+    rotation = faiss.downcast_VectorTransform(index.chain.at(0))
+    faiss.copy_array_to_vector(directions.ravel(), rotation.A)
+    rotation.is_trained = True
 
 
 def state_of(index: Any) -> dict[str, Array]:
@@ -257,9 +269,7 @@ def restored(kind: Kind, state: State, width: int, radius: float) -> Any:
     index = empty(kind, width, radius)
     inner = _inner(index)
     if "rotation" in state:
-        rotation = faiss.downcast_VectorTransform(index.chain.at(0))
-        faiss.copy_array_to_vector(state["rotation"].ravel(), rotation.A)
-        rotation.is_trained = True
+        _rotate(index, state["rotation"])
     if "lists" in state:
         inner.quantizer.add(state["lists"])
     if "books" in state:
@@ -286,7 +296,7 @@ def _inner(index: Any) -> Any:
 
 def encode(index: Any, kind: Kind, rows: Array, radius: float) -> NDArray[np.uint8]:
     """Codes of rows (n, D), uint8 (n, bytes), as `fill` takes them."""
-    coded, inner = codable(rows, kind, radius), _inner(index)
+    coded, inner = codable(rows, radius), _inner(index)
     if inner is not index:
         coded = index.chain.at(0).apply(coded)
     codes: NDArray[np.uint8] = inner.sa_encode(coded)
@@ -314,7 +324,7 @@ def grow(index: Any, kind: Kind, blocks: Iterable[Array], radius: float) -> Any:
     faiss.omp_set_num_threads(1)
     try:
         for rows in blocks:
-            index.add(codable(rows, kind, radius))
+            index.add(codable(rows, radius))
     finally:
         faiss.omp_set_num_threads(threads)
     return index
@@ -340,7 +350,7 @@ def candidates(
     """Numbers of the rows that an index takes for the best, int64 (q, count); -1 where it found fewer."""
     faiss = _faiss()
 
-    asked = asking(queries, kind, radius)
+    asked = asking(queries, radius)
     if kind.lists:
         parameters = faiss.SearchParametersIVF(nprobe=min(point["nprobe"], kind.lists), sel=selector)
         if isinstance(index, faiss.IndexPreTransform):
@@ -445,7 +455,7 @@ def _flat(index: Any, kind: Kind, queries: Array, k: int, count: int, selector: 
     asked = max(1, k)
     while True:
         asked = min(2 * asked, max(count, k))
-        found = index.search(asking(queries, kind, 0), asked, params=faiss.SearchParameters(sel=selector))
+        found = index.search(asking(queries, 0), asked, params=faiss.SearchParameters(sel=selector))
         scores, rows = np.where(found[1] < 0, -np.inf, found[0]).astype(np.float32), found[1]
         if asked >= count or (scores[:, -1] < scores[:, k - 1]).all():
             return best_of(scores, rows, k)
