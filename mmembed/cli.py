@@ -151,10 +151,26 @@ def _parser() -> argparse.ArgumentParser:
             made.add_argument("--json", action="store_true", help="one JSON object a line")
         _section_arguments(made, ("extract",))
 
-    made = command("query", _query, "Nearest neighbours of a text, a picture, a sound or a record.")
+    made = command("query", _query, "Nearest neighbours of texts, pictures, sounds, records, or several together.")
     made.add_argument("root", metavar="OUT", type=Path)
-    kinds = _query_arguments(made)
-    kinds.add_argument("--id", metavar="ID")
+    made.set_defaults(clauses=[])
+    for flag, metavar, kind in (
+        ("text", "TEXT", str),
+        ("image", "FILE", Path),
+        ("audio", "FILE", Path),
+        ("id", "ID", str),
+    ):
+        made.add_argument(f"--{flag}", metavar=metavar, type=kind, action=_Clause, help="what to ask with; repeatable")
+    made.add_argument(
+        "--weight",
+        metavar="W",
+        type=float,
+        action=_Clause,
+        help="of what stands before it (default: 1); below 0: not wanted",
+    )
+    made.add_argument("--filter", default="", metavar="SQL", help='a condition over the metadata: "year > 2019"')
+    made.add_argument("--segments", default="best", metavar="WHICH", help="best of each record (default), or all")
+    made.add_argument("--fold", action="store_true", help="near duplicates of a better answer are counted there")
     made.add_argument("--to", default="any", metavar="MODALITY", help="image, text, audio or any (default: any)")
     made.add_argument("-k", type=int, default=10, metavar="K", help="how many (default: 10)")
     made.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -214,6 +230,19 @@ def _field_arguments(group: argparse._ArgumentGroup, config: Any, path: str, pre
             kind = type(value)
             help = f"{help} (default: {value!r})".strip()
             group.add_argument(flag, dest=dest, type=kind, default=MISSING, metavar=kind.__name__.upper(), help=help)
+
+
+class _Clause(argparse.Action):
+    """A part of a query, in the order of the command line: its kind, its value and its weight."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        before = namespace.clauses
+        if self.dest != "weight":
+            namespace.clauses = [*before, (self.dest, values, 1.0)]
+        elif before:
+            namespace.clauses = [*before[:-1], (*before[-1][:2], values)]
+        else:
+            parser.error("--weight stands behind what it is of")
 
 
 class _Append(argparse.Action):
@@ -435,8 +464,12 @@ def _verify(options: argparse.Namespace) -> int:
 def _query(options: argparse.Namespace) -> int:
     from mmembed.search import Query, Searcher
 
-    query = Query.of(text=options.text, image=options.image, audio=options.audio, id=options.id)
-    neighbours = Searcher.open(options.root).search(query, options.to, options.k)
+    if not options.clauses:
+        return _fail("a query needs --text, --image, --audio or --id", _EXIT_USAGE)
+    query = sum((weight * Query.of(**{kind: value}) for kind, value, weight in options.clauses), Query(()))
+    neighbours = Searcher.open(options.root).search(
+        query, options.to, options.k, filter=options.filter, segments=options.segments, fold=options.fold
+    )
     print(_as_json(neighbours) if options.json else _as_table(neighbours))
     return 0
 
@@ -466,7 +499,7 @@ def _as_table(neighbours: Sequence[Neighbour]) -> str:
             str(n.rank),
             f"{n.score:.3f}",
             n.modality,
-            n.id,
+            n.id + (f" (+{len(n.twins)})" if n.twins else ""),
             " ".join(f"{value:g}" for value in n.span),
             n.media if n.modality in TEXT_MODALITIES else short_path(n.media),
         ]

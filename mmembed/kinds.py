@@ -305,15 +305,25 @@ def encode(index: Any, kind: Kind, rows: Array, radius: float) -> NDArray[np.uin
 
 def fill(index: Any, kind: Kind, codes: Iterable[NDArray[np.uint8]]) -> Any:
     """A trained index with rows in it, from their codes in their order."""
-    import faiss
-
     inner, count = _inner(index), 0
     for block in codes:
         numbers = np.arange(count, count + len(block)) if kind.lists else None
         inner.add_sa_codes(block, numbers)
         count += len(block)
     index.ntotal = count
-    return faiss.IndexIVFPQFastScan(inner) if kind.code.endswith("fs") else index
+    return _packed(index) if kind.code.endswith("fs") else index
+
+
+def _packed(index: Any) -> Any:
+    """A rotated index of 4-bit codes, as one for fast scan."""
+    faiss = _faiss()
+    inner = _inner(index)
+    packed = faiss.IndexIVFPQFastScan(inner)
+    inner.own_fields, packed.own_fields = False, True  # of the centroids, which both point to
+    inner.this.own(True)  # so that it goes with this name
+    index.index = packed
+    packed.this.disown()  # the rotated index owns it now
+    return index
 
 
 def grow(index: Any, kind: Kind, blocks: Iterable[Array], radius: float) -> Any:

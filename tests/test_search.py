@@ -1,21 +1,24 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from dataset_builder import Row, build, input_space, random_rows
+from dataset_builder import Row, build, index, input_space, random_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import mmembed.search
-from mmembed.config import ExtractConfig
+from mmembed import kinds
+from mmembed.config import ExtractConfig, IndexConfig
 from mmembed.dataset import Dataset
 from mmembed.encoders.input import Input
 from mmembed.errors import DatasetError, DecodeError, SpaceError, UsageError
@@ -328,3 +331,179 @@ def test_importing_what_answers_queries_is_light() -> None:
     code = "import sys, mmembed.search, mmembed.evaluate, mmembed.verify, mmembed.index; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"apache_beam", "faiss", "librosa", "torch", "scipy", "PIL", "soundfile"} & set(loaded)
+
+
+def embedding_of(row: Row, modality: str) -> NDArray[np.float32]:
+    """Of a record with one modality: the mean of its segments."""
+    mean: NDArray[np.float32] = normalize_rows(normalize_rows(row.vectors[modality]).mean(axis=0, keepdims=True))[0]
+    return mean
+
+
+def test_the_parts_of_a_query_are_added_by_their_weights(dataset: Dataset, rows: list[Row]) -> None:
+    one, two, three = (embedding_of(rows[place], "text") for place in (1, 2, 3))
+    query = Query.of(text=line(one)) + 0.5 * Query.of(image=line(two).encode()) - 2 * Query.of(vector=3 * three)
+    mixed = normalize_rows((one + 0.5 * two - 2 * three)[np.newaxis])[0]
+    assert names(every(searcher(dataset), query, "image", 9)) == [
+        row[1:] for row in slow(dataset, mixed, ["image"])[:9]
+    ]
+    assert [clause.weight for clause in query.clauses] == [1, 0.5, -2]
+    embedded = searcher(dataset).embed(query)
+    np.testing.assert_allclose(embedded.vector, mixed, atol=1e-5)
+    assert embedded.shares == pytest.approx({"text": 1 / 3.5, "image": 0.5 / 3.5})
+
+
+def test_what_is_given_by_name_is_one_query(dataset: Dataset, rows: list[Row]) -> None:
+    one, two = (embedding_of(rows[place], "text") for place in (1, 2))
+    by_name = searcher(dataset).search(text=line(one), vector=two, to="image", k=5)
+    together = searcher(dataset).search(Query.of(text=line(one)) + Query.of(vector=two), "image", 5)
+    assert by_name == together
+
+
+def test_records_that_are_asked_with_are_no_answers(dataset: Dataset) -> None:
+    query = Query.of(id="r001") - Query.of(id="r002")
+    answers = every(searcher(dataset), query, "any", 1000)
+    assert not {"r001", "r002"} & {answer.id for answer in answers}
+    assert {"r000", "r003"} <= {answer.id for answer in answers}
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        (Query.of(text="1 0 0 0 0 0") - Query.of(text="2 0 0 0 0 0"), "cancel each other out"),
+        (0 * Query.of(text="1 0 0 0 0 0"), "cancel each other out"),
+        (
+            Query.of(vector=np.ones(5, np.float32)),
+            r"must be 6 finite values of space test-shared@1\[6\], not of shape \(5,\)",
+        ),
+        (Query.of(vector=np.full(6, np.nan, np.float32)), "6 finite values"),
+        (Query.of(vector=np.zeros(6, np.float32)), "6 finite values"),
+    ],
+)
+def test_a_query_that_points_nowhere_is_refused(dataset: Dataset, query: Query, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        searcher(dataset).search(query)
+
+
+@pytest.mark.parametrize("to", ["text", "any"])
+@pytest.mark.parametrize("k", [1, 5, 1000])
+def test_the_best_segment_of_each_record(dataset: Dataset, to: str, k: int) -> None:
+    vector = normalize_rows(np.random.default_rng(3).normal(size=(1, DIM)).astype(np.float32))[0]
+    best: dict[tuple[str, str], tuple[str, str, int]] = {}
+    for _, modality, id, segment in slow(dataset, vector, ["image", "text"] if to == "any" else [to]):
+        best.setdefault((modality, id), (modality, id, segment))
+    answers = searcher(dataset).search(Query.of(text=line(vector)), to, k)
+    assert names(answers) == list(best.values())[:k]
+
+
+def test_several_queries_at_once_have_the_answers_that_they_have_alone(dataset: Dataset, rows: list[Row]) -> None:
+    queries = [Query.of(text=line(embedding_of(row, "image"))) for row in rows[:4]] + [Query.of(id="r005")]
+    together = searcher(dataset).search_many(queries, "any", 4)
+    assert together == [searcher(dataset).search(query, "any", 4) for query in queries]
+    assert searcher(dataset).search_many([]) == []
+
+
+def test_near_duplicates_are_folded_into_the_best(tmp_path: Path) -> None:
+    near = np.eye(DIM, dtype=np.float32)[[0, 0, 1, 0, 1]]
+    near[1, 2], near[3, 3], near[4, 4] = 0.05, 0.06, 0.9
+    rows = [Row(f"r{place}", {"text": vector[np.newaxis]}) for place, vector in enumerate(near)]
+    dataset = build(tmp_path, rows, ["text"])
+    vector = line(np.array([1, 0.5, 0, 0, 0, 0], np.float32))
+    plain = searcher(dataset).search(Query.of(text=vector), "text")
+    folded = searcher(dataset).search(Query.of(text=vector), "text", fold=True)
+    assert [answer.id for answer in plain] == ["r0", "r1", "r3", "r2", "r4"]
+    assert [(answer.id, answer.twins) for answer in folded] == [("r0", ("r1", "r3")), ("r2", ()), ("r4", ())]
+    assert [answer.id for answer in searcher(dataset).search(Query.of(text=vector), "text", 2, fold=True)] == [
+        "r0",
+        "r2",
+    ]
+
+
+@settings(deadline=None, max_examples=15)
+@given(year=st.integers(1898, 1914), k=st.integers(1, 30), to=st.sampled_from(["image", "any"]))
+def test_a_filter_keeps_exactly_the_rows_that_it_names(
+    year: int, k: int, to: str, dataset: Dataset, rows: list[Row]
+) -> None:
+    kept = {row.id for row in rows if row.metadata.get("year", 0) > year}
+    vector = normalize_rows(np.random.default_rng(year).normal(size=(1, DIM)).astype(np.float32))[0]
+    modalities = ["image", "text"] if to == "any" else [to]
+    expected = [row[1:] for row in slow(dataset, vector, modalities) if row[2] in kept]
+    found = searcher(dataset).search(text=line(vector), to=to, k=k, filter=f"year > {year}", segments="all")
+    assert names(found) == expected[:k]
+
+
+def test_a_filter_goes_with_folding_and_best_segments(dataset: Dataset, rows: list[Row]) -> None:
+    found = searcher(dataset).search(id="r003", to="text", k=50, filter="year < 1906 and split = 'train'")
+    assert {answer.id for answer in found} == {f"r00{place}" for place in (0, 1, 2, 4, 5)}
+    assert len(found) == 5
+    with pytest.raises(UsageError, match="columns are"):
+        searcher(dataset).search(id="r003", filter="colour = 1")
+
+
+def test_wrong_choices_are_refused(dataset: Dataset) -> None:
+    with pytest.raises(UsageError, match="segments = 'some': must be best or all"):
+        searcher(dataset).search(id="r003", segments="some")
+
+
+@pytest.mark.parametrize("name", ["SQ8", "IVF"])
+def test_a_compressed_index_gives_exact_scores(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kinds, "_EXACT_ROWS", 0)
+    real = kinds.tiers
+
+    def only(rows: int, dim: int) -> list[list[kinds.Kind]]:
+        return [[kind for kind in tier if kind.name.startswith(name)] for tier in real(rows, dim)]
+
+    monkeypatch.setattr(kinds, "tiers", only)
+    rows = [
+        replace(row, metadata={"even": place % 2 == 0})
+        for place, row in enumerate(random_rows(400, ["image", "text"], DIM))
+    ]
+    dataset = index(build(tmp_path, rows, unit=100), IndexConfig(recall=0.9, memory="60KB"))
+    assert searcher(dataset).index("image").entry["kind"].startswith(name)
+    hits = expected = 0
+    for seed in range(20):
+        vector = normalize_rows(np.random.default_rng(seed).normal(size=(1, DIM)).astype(np.float32))[0]
+        truth = {row[1:]: row[0] for row in slow(dataset, vector, ["image"])}
+        found = every(searcher(dataset), Query.of(vector=vector), "image", 10)
+        np.testing.assert_allclose([answer.score for answer in found], [truth[row] for row in names(found)], rtol=1e-4)
+        hits += len(set(names(found)) & set(list(truth)[:10]))
+        expected += 10
+        kept = [row for row in truth if int(row[1][1:]) % 2 == 0]
+        filtered = searcher(dataset).search(vector=vector, to="image", filter="even", segments="all", k=5)
+        assert all(row in kept for row in names(filtered)) and len(filtered) == 5
+    assert hits / expected >= 0.9
+
+
+def test_threads_may_ask_at_once(dataset: Dataset, rows: list[Row]) -> None:
+    shared = searcher(dataset)
+    queries = [Query.of(text=line(embedding_of(row, "image"))) for row in rows[:12]]
+    alone = [searcher(dataset).search(query, filter="year > 1903") for query in queries]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(lambda query: shared.search(query, filter="year > 1903"), queries * 4)) == alone * 4
+
+
+def test_media_are_those_of_the_input_and_nothing_else(tmp_path: Path) -> None:
+    lines = [
+        {"id": f"r{place}", "text": [f"{place} 1 0 0 0 0", "0 0 0 1 0 0"], "image": f"{place}.png"}
+        for place in range(3)
+    ]
+    (tmp_path / "in").mkdir()
+    manifest = tmp_path / "in/manifest.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    for place in range(3):
+        (tmp_path / f"in/{place}.png").write_bytes(b"picture %d" % place)
+    (tmp_path / "in/secret.png").write_bytes(b"secret")
+    rows = [Row(f"r{place}", {"text": np.eye(DIM, dtype=np.float32)[[place]]}) for place in range(4)]
+    dataset = replace(build(tmp_path / "out", rows, ["text"], unit=2), input=str(manifest))
+    asked = searcher(dataset)
+    with asked.media("r1", "image").open() as file:
+        assert file.read() == b"picture 1"
+    assert asked.media("r1", "text", "0 0 0 1 0 0").content == "0 0 0 1 0 0"
+    assert asked.media("r1", "text").content == "1 1 0 0 0 0"
+    assert asked.media("r2", "image", "../secret.png").path == "2.png"  # what is no medium of it is not opened
+    for id, modality, message in [
+        ("r1", "audio", "has no audio"),
+        ("nobody", "image", "no embeddings of a record"),
+        ("r3", "image", "no longer in .*manifest.jsonl: its media are needed"),
+    ]:
+        with pytest.raises(UsageError, match=message):
+            asked.media(id, modality)
