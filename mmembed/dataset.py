@@ -26,6 +26,9 @@ MANIFEST = "dataset.json"
 LOCK = ".lock"
 CARD = "README.md"
 EVALUATION = "evaluation.json"
+REPORT = "report.html"
+EVALUATED = (CARD, EVALUATION, REPORT)
+"""What the evaluation writes."""
 
 _OWN = re.compile(
     r"((records|errors|dropped|stamps|(features|embeddings)/[^/]+)/part-\d{5,}\.parquet"
@@ -162,7 +165,7 @@ class Dataset:
         stage and those after it left earlier for what is there now. Their files stay, and serve where they fit."""
         if stage not in self.stages and not self._later(stage):
             return self
-        for path in (CARD, EVALUATION):
+        for path in EVALUATED:
             if path in self.files:
                 (self.root / path).unlink(missing_ok=True)
         dataset = replace(self, **self._before(stage))
@@ -206,7 +209,7 @@ class Dataset:
             return self
         again = ("evaluate",)  # whose files `begin` has removed
         stages = {name: value for name, value in before.stages.items() if name not in again}
-        files = {path: file for path, file in before.files.items() if path not in (CARD, EVALUATION)}
+        files = {path: file for path, file in before.files.items() if path not in EVALUATED}
         dataset = replace(self, stages={**stages, stage: self.stages[stage]}, files=files)
         dataset.save()
         return dataset
@@ -328,7 +331,7 @@ def remove_own(root: Path) -> None:
     """Remove the files of a data set, the manifest last, and nothing else."""
     names = (path for path in sorted(root.rglob("*")) if path.is_file())
     for path in names:
-        if is_own(root, path) or path.relative_to(root).as_posix() in (CARD, EVALUATION):
+        if is_own(root, path) or path.relative_to(root).as_posix() in EVALUATED:
             path.unlink()
     (root / MANIFEST).unlink()
 

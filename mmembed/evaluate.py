@@ -38,7 +38,7 @@ from mmembed.tables import vectors_from_arrow
 TEXT = "text"
 """The modality that names of classes are of."""
 
-VERSION = "3"
+VERSION = "4"
 """Of the way figures are computed: a change of it needs another one, so that what was made before is made again."""
 
 

@@ -54,14 +54,14 @@ def failures(dataset: Dataset) -> list[str]:
     """What could not be used, by stage and kind, the most frequent first, each with one example; a line each."""
     return [
         f"{count:,} {error} ({stage}), first {examples[0]['source']}: {examples[0]['message']}"
-        for (stage, error), (count, examples) in _kinds_of_failure(dataset).items()
+        for (stage, error), (count, examples) in kinds_of_failure(dataset).items()
     ]
 
 
 def errors(dataset: Dataset) -> str:
     """What could not be used: counts by stage and kind of error, the most frequent first, each with examples."""
     dataset.stage("extract")
-    kinds = _kinds_of_failure(dataset)
+    kinds = kinds_of_failure(dataset)
     if not kinds:
         return "no errors"
     counts = table(
@@ -74,7 +74,7 @@ def errors(dataset: Dataset) -> str:
     return "\n\n".join(parts)
 
 
-def _kinds_of_failure(dataset: Dataset) -> dict[tuple[str, str], tuple[int, list[dict[str, Any]]]]:
+def kinds_of_failure(dataset: Dataset) -> dict[tuple[str, str], tuple[int, list[dict[str, Any]]]]:
     """By stage and kind of error, how many rows of errors/, and the first few; the most frequent kind first."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], list[dict[str, Any]]] = {}
@@ -119,6 +119,11 @@ def drift_line(modality: str, entry: Mapping[str, Any]) -> str:
 
 def leavings(dataset: Dataset) -> list[str]:
     """What was left out on purpose, by kind and rule, each with one example; a line each."""
+    return [f"{count:,} {kind}, first {example}" for kind, (count, example) in kinds_of_dropped(dataset).items()]
+
+
+def kinds_of_dropped(dataset: Dataset) -> dict[str, tuple[int, str]]:
+    """By kind and modality, how many rows of dropped/, and the first; the most frequent first."""
     counts: Counter[str] = Counter()
     examples: dict[str, str] = {}
     for _, rows in dataset.tables("dropped"):
@@ -127,16 +132,35 @@ def leavings(dataset: Dataset) -> list[str]:
             counts[kind] += 1
             twin = f", the twin of {row['twin']}" if row["twin"] else ""
             examples.setdefault(kind, f"{row['source']}: {row['reason']}{twin}")
-    return [f"{count:,} {kind}, first {examples[kind]}" for kind, count in counts.most_common()]
+    return {kind: (count, examples[kind]) for kind, count in counts.most_common()}
+
+
+FLOW = ("modality", "in", "= used", "+ filtered", "+ duplicates", "+ errors", "segments", "embedded", "indexed")
+"""The columns of `flow_rows`."""
 
 
 def flow(dataset: Dataset) -> str:
     """What went into each stage and came out of it, by modality, so that nothing vanishes unseen."""
+    return f"{flow_line(dataset)}\n{table(FLOW, flow_rows(dataset))}"
+
+
+def flow_line(dataset: Dataset) -> str:
+    """What became of the records, in a line."""
+    extracted = dataset.stage("extract").summary
+    return (
+        f"{extracted['rows']:,} records in the input, {extracted['records']:,} read, "
+        f"{extracted['duplicate_records']:,} of them duplicates; {extracted['failed_records']:,} with errors "
+        f"({extracted['errors']:,} rows in errors/)"
+    )
+
+
+def flow_rows(dataset: Dataset) -> list[list[str]]:
+    """What became of the media, a row a modality."""
     extracted = dataset.stage("extract").summary
     embedded = dataset.stages["project"].summary["segments"] if "project" in dataset.stages else {}
     indexed = dataset.stages["index"].summary["rows"] if "index" in dataset.stages else {}
     columns = ("media", "used", "filtered", "duplicates", "failed", "segments")
-    rows = [
+    return [
         [
             name,
             *(f"{extracted[column][name]:,}" for column in columns),
@@ -145,16 +169,6 @@ def flow(dataset: Dataset) -> str:
         ]
         for name in extracted["spaces"]
     ]
-    lines = [
-        f"{extracted['rows']:,} records in the input, {extracted['records']:,} read, "
-        f"{extracted['duplicate_records']:,} of them duplicates; {extracted['failed_records']:,} with errors "
-        f"({extracted['errors']:,} rows in errors/)",
-        table(
-            ["modality", "in", "= used", "+ filtered", "+ duplicates", "+ errors", "segments", "embedded", "indexed"],
-            rows,
-        ),
-    ]
-    return "\n".join(lines)
 
 
 def history(dataset: Dataset) -> str:

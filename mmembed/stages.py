@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmembed.card import dataset_card
 from mmembed.config import Config, FitConfig, from_json, to_json, with_absolute_paths
-from mmembed.dataset import CARD, EVALUATION, Dataset, Stage, describe, is_own
+from mmembed.dataset import CARD, EVALUATED, EVALUATION, REPORT, Dataset, Stage, describe, is_own
 from mmembed.engine import Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
 from mmembed.extraction import ENCODERS, Extraction, refuse_other_configuration
@@ -335,11 +335,13 @@ def _build_index(work: Indexing, names: Sequence[str], engine: Engine) -> None:
 
 
 def evaluate(dataset: Dataset, config: Config) -> Dataset:
-    """Embeddings of held-out records to evaluation.json, and the dataset card README.md."""
+    """Embeddings of held-out records to evaluation.json, the dataset card README.md and the page report.html."""
     from mmembed.evaluate import VERSION, check_label_column, format_table
     from mmembed.evaluate import evaluate as measure
+    from mmembed.pages.report_page import report_page
 
-    mark = fingerprint(VERSION, _checksums(dataset, "features", "embeddings", "index"), to_json(config.evaluate))
+    inputs = _checksums(dataset, "records", "features", "errors", "dropped", "maps", "embeddings", "index")
+    mark = fingerprint(VERSION, inputs, to_json(config.evaluate))
     if dataset.is_done("evaluate", mark):
         say("evaluate: up to date")
         return dataset
@@ -348,9 +350,9 @@ def evaluate(dataset: Dataset, config: Config) -> Dataset:
     result = measure(dataset, config.evaluate.label_column)
     write_json(dataset.root / EVALUATION, result)
     write_bytes(dataset.root / CARD, dataset_card(dataset, format_table(result)).encode())
-    folders = (EVALUATION, CARD)
+    write_bytes(dataset.root / REPORT, report_page(dataset, result).encode())
     did = f"evaluate: {len(result['rows'])} pairs of modalities"
-    return _commit(dataset, config, "evaluate", mark, dict.fromkeys(folders), {}, folders, did)
+    return _commit(dataset, config, "evaluate", mark, dict.fromkeys(EVALUATED), {}, EVALUATED, did)
 
 
 def _run(stage: str, elements: Sequence[Any], transform: beam.PTransform, engine: Engine) -> None:

@@ -235,4 +235,5 @@ def index(dataset: Dataset, config: IndexConfig) -> Dataset:
         if path.relative_to(dataset.root).as_posix() not in files:
             path.unlink()
     described = {path: describe(dataset.root, path, rows) for path, rows in files.items()}
-    return dataset.commit("index", Stage("i", {"folders": ["index"]}), described, "made by hand")
+    rows = {name: entry["rows"] for name, entry in entries.items()}
+    return dataset.commit("index", Stage("i", {"folders": ["index"], "rows": rows}), described, "made by hand")
