@@ -6,10 +6,12 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass, replace
+from functools import partial
 from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,6 +20,7 @@ import mmembed
 from mmembed.errors import MmembedError, UsageError
 
 if TYPE_CHECKING:
+    from mmembed.search import Searcher
     from mmembed.types import Neighbour
 
 _EXIT_FAILED, _EXIT_USAGE, _EXIT_ERRORS, _EXIT_INTERRUPTED = 1, 2, 3, 130
@@ -174,6 +177,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--to", default="any", metavar="MODALITY", help="image, text, audio or any (default: any)")
     made.add_argument("-k", type=int, default=10, metavar="K", help="how many (default: 10)")
     made.add_argument("--json", action="store_true", help="one JSON object a line")
+    made.add_argument("--html", metavar="FILE", type=Path, help="also a page with pictures, sounds and marked words")
+    made.add_argument("--preview", action="store_true", help="pictures in the terminal, where it shows 24-bit colours")
 
     made = command("explain", _explain, "Which words, picture cells or stretches of time make a match.")
     made.add_argument("root", metavar="OUT", type=Path)
@@ -467,11 +472,29 @@ def _query(options: argparse.Namespace) -> int:
     if not options.clauses:
         return _fail("a query needs --text, --image, --audio or --id", _EXIT_USAGE)
     query = sum((weight * Query.of(**{kind: value}) for kind, value, weight in options.clauses), Query(()))
-    neighbours = Searcher.open(options.root).search(
+    searcher = Searcher.open(options.root)
+    neighbours = searcher.search(
         query, options.to, options.k, filter=options.filter, segments=options.segments, fold=options.fold
     )
-    print(_as_json(neighbours) if options.json else _as_table(neighbours))
+    if options.html:
+        from mmembed.pages.gallery import gallery
+        from mmembed.shards import write_bytes
+
+        write_bytes(options.html, gallery(searcher, query, neighbours).encode())
+    print(_as_json(neighbours) if options.json else _as_table(neighbours, searcher.dataset.input))
+    if options.preview:
+        _preview(searcher, neighbours)
     return 0
+
+
+def _preview(searcher: Searcher, neighbours: Sequence[Neighbour]) -> None:
+    from mmembed.pages.previews import contact_sheet
+
+    if not sys.stdout.isatty() or os.environ.get("COLORTERM") not in ("truecolor", "24bit"):
+        print("mmembed: no preview: this is no terminal that says COLORTERM=truecolor", file=sys.stderr)
+        return
+    media = {f"{n.rank} {n.id}": partial(searcher.media, n.id, n.modality, n.media) for n in neighbours}
+    print("\n".join(contact_sheet(media, shutil.get_terminal_size().columns)))
 
 
 def _explain(options: argparse.Namespace) -> int:
@@ -490,9 +513,9 @@ def _as_json(neighbours: Sequence[Neighbour]) -> str:
     return "\n".join(json.dumps(vars(neighbour), ensure_ascii=False) for neighbour in neighbours)
 
 
-def _as_table(neighbours: Sequence[Neighbour]) -> str:
+def _as_table(neighbours: Sequence[Neighbour], input: str) -> str:
     from mmembed.inputs.rows import TEXT_MODALITIES
-    from mmembed.report import short_path, table
+    from mmembed.report import path_from_here, table
 
     rows = [
         [
@@ -501,8 +524,9 @@ def _as_table(neighbours: Sequence[Neighbour]) -> str:
             n.modality,
             n.id + (f" (+{len(n.twins)})" if n.twins else ""),
             " ".join(f"{value:g}" for value in n.span),
-            n.media if n.modality in TEXT_MODALITIES else short_path(n.media),
+            n.media if n.modality in TEXT_MODALITIES else path_from_here(input, n.media),
         ]
         for n in neighbours
     ]
-    return table(["rank", "score", "modality", "id", "span", "text or path"], rows)
+    paths = [row for row, found in enumerate(neighbours) if found.modality not in TEXT_MODALITIES]
+    return table(["rank", "score", "modality", "id", "span", "text or path"], rows, paths)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from mmembed.dataset import Dataset
 from mmembed.evaluate import format_table
+from mmembed.files import is_url
 
 if TYPE_CHECKING:
     from mmembed.bench import Checked
@@ -17,11 +19,36 @@ _WIDEST_CELL = 60
 _EXAMPLES = 5
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns of plain text; long cells are cut."""
-    cells = [[_cell(value) for value in row] for row in [header, *rows]]
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], whole: Sequence[int] = ()) -> str:
+    """Columns of plain text; long cells are cut.
+
+    Args:
+        whole: rows whose last cell is not cut: it is to be copied.
+    """
+    lines = [header, *rows]
+    cells = [[_cell(value) for value in line] for line in lines]
+    for number in whole:
+        cells[1 + number][-1] = rows[number][-1]
     widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
     return "\n".join("  ".join(value.ljust(width) for value, width in zip(row, widths)).rstrip() for row in cells)
+
+
+def path_from_here(input: str, media: str) -> str:
+    """The path of a medium that can be opened from the working directory: as it is where it lies below that, else
+    absolute. What is no file beside the input (a URL, a member of an archive, content in Parquet) is only shortened.
+
+    Args:
+        input: of the data set, see `Dataset.input`.
+        media: as of `Neighbour.media`.
+    """
+    if is_url(input) or is_url(media):
+        return short_path(media)
+    folder = input if os.path.isdir(input) else os.path.dirname(input)
+    path = os.path.abspath(os.path.join(folder, media))
+    if not os.path.isfile(path) or not path.isprintable():
+        return short_path(media)
+    near = os.path.relpath(path)
+    return path if near.startswith("..") else near
 
 
 def short_path(path: str) -> str:

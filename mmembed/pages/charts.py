@@ -67,13 +67,13 @@ def _round_steps(low: float, high: float) -> list[float]:
 
 
 def _powers(low: float, high: float) -> list[float]:
-    """Powers of ten, and 2 and 5 times them where there are few."""
+    """Powers of ten, and some of their multiples where there are few."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for factors in ((1,), (1, 3), (1, 2, 5)):
         values = [factor * 10.0**power for power in powers for factor in factors if low <= factor * 10.0**power <= high]
         if len(values) >= 3:
             return values
-    return values or [low, high]
+    return values if len(values) > 1 else _round_steps(low, high)
 
 
 @dataclass(frozen=True)

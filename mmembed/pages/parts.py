@@ -34,7 +34,7 @@ _STYLE = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1120px;margin:0 auto;padding:28px 20px 64px}
-h1{font-size:26px;line-height:1.25;margin:0 0 6px;overflow-wrap:anywhere}
+h1{font-size:26px;line-height:1.25;margin:0 0 10px;overflow-wrap:anywhere}
 h2{font-size:19px;margin:40px 0 10px;padding-top:14px;border-top:1px solid var(--line)}
 h3{font-size:15px;margin:18px 0 6px}
 p{margin:6px 0;max-width:76ch;overflow-wrap:anywhere}
@@ -47,7 +47,7 @@ table{border-collapse:collapse;font-size:14px}
 th,td{padding:5px 14px 5px 0;text-align:left;vertical-align:top;border-bottom:1px solid var(--grid)}
 th{font-weight:500;white-space:nowrap;border-bottom-color:var(--line)}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-td{overflow-wrap:anywhere;min-width:3.5em}
+td bdi{overflow-wrap:anywhere}td:has(bdi){min-width:14em}
 .tiles{display:flex;flex-wrap:wrap;gap:10px 34px;margin:16px 0}
 .tiles b{display:block;font-size:24px;font-weight:600;line-height:1.2}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,280px),1fr));gap:16px;margin:14px 0}
@@ -58,7 +58,7 @@ td{overflow-wrap:anywhere;min-width:3.5em}
 white-space:nowrap}
 figure{margin:8px 0}
 .pic{position:relative;display:inline-block;max-width:100%;line-height:0}
-.pic img{max-width:100%;height:auto;border-radius:4px}
+.pic img{max-width:100%;height:auto;border-radius:4px;outline:1px solid var(--grid)}
 .pic span{position:absolute;border:2px solid var(--c1);box-shadow:0 0 0 1px #fff8}
 audio{width:100%;height:36px;display:block;margin:4px 0}
 .text{display:block;white-space:pre-wrap;overflow-wrap:anywhere;margin:6px 0;padding:6px 10px;background:var(--paper);
@@ -177,9 +177,13 @@ def card(head: str, tag: str, body: str) -> str:
     return f'<article class="card"><h3>{head}{badge}</h3>{body}</article>'
 
 
+GONE = '<p class="gone">'
+"""How `gone` begins. No text of data can hold it."""
+
+
 def gone(what: str) -> str:
     """In the place of a medium that can't be shown."""
-    return f'<p class="gone">{label(what, 240)}</p>'
+    return f"{GONE}{label(what, 240)}</p>"
 
 
 def page(title: str, body: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ SIDE = 240
 
 SECONDS = 12.0
 """Of a sound in a page, at most."""
+
+_BLOCK = "▀"  # the upper half in the colour of the sign, the lower in that of its ground
 
 Find = Callable[[str], Media]
 """Gives a medium by the name that a segment has in its column `media`. Raises MmembedError where it is gone."""
@@ -111,9 +114,8 @@ def uri(data: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def show(modality: str, pieces: Sequence[Piece], find: Find, weights: dict[str, float] | None = None) -> str:
-    """Segments of one modality of a record as markup. What can't be read is said in its place, and counted by the
-    caller, who finds `class="gone"`.
+def show(modality: str, pieces: Sequence[Piece], find: Find, weights: Mapping[str, float] | None = None) -> str:
+    """Segments of one modality of a record as markup. What can't be read is said in its place (`parts.gone`).
 
     Args:
         pieces: in order.
@@ -123,7 +125,7 @@ def show(modality: str, pieces: Sequence[Piece], find: Find, weights: dict[str, 
     return _SHOWN[modality](pieces, find, weights or {}) if modality in _SHOWN else ""
 
 
-def _pictures(pieces: Sequence[Piece], find: Find, weights: dict[str, float]) -> str:
+def _pictures(pieces: Sequence[Piece], find: Find, weights: Mapping[str, float]) -> str:
     """A thumbnail for each picture, with a frame around each segment that is not the whole of it."""
     drawn = []
     for name in dict.fromkeys(piece.media for piece in pieces):
@@ -160,7 +162,7 @@ def _box(span: Span, small: Thumbnail) -> str:
     return f'<span style="{style}"></span>'
 
 
-def _sounds(pieces: Sequence[Piece], find: Find, weights: dict[str, float]) -> str:
+def _sounds(pieces: Sequence[Piece], find: Find, weights: Mapping[str, float]) -> str:
     """A player for each segment."""
     drawn = []
     for piece in pieces:
@@ -179,7 +181,7 @@ def _sounds(pieces: Sequence[Piece], find: Find, weights: dict[str, float]) -> s
     return "".join(drawn)
 
 
-def _texts(pieces: Sequence[Piece], find: Find, weights: dict[str, float]) -> str:
+def _texts(pieces: Sequence[Piece], find: Find, weights: Mapping[str, float]) -> str:
     """Each piece of text, with its place where there are several."""
     return "".join(
         parts.text_block(piece.media, weights)
@@ -188,7 +190,7 @@ def _texts(pieces: Sequence[Piece], find: Find, weights: dict[str, float]) -> st
     )
 
 
-_SHOWN: dict[str, Callable[[Sequence[Piece], Find, dict[str, float]], str]] = {
+_SHOWN: dict[str, Callable[[Sequence[Piece], Find, Mapping[str, float]], str]] = {
     "image": _pictures,
     "text": _texts,
     "audio": _sounds,
@@ -221,6 +223,33 @@ def in_terminal(media: Media, columns: int = 24, rows: int = 10) -> list[str]:
     pixels: NDArray[Any] = np.asarray(small.resize((width, height), Resampling.BICUBIC))
     lines = []
     for upper, lower in zip(pixels[::2], pixels[1::2]):
-        signs = ["\x1b[38;2;{};{};{};48;2;{};{};{}m▀".format(*above, *below) for above, below in zip(upper, lower)]
+        signs = [
+            "\x1b[38;2;{};{};{};48;2;{};{};{}m".format(*above, *below) + _BLOCK for above, below in zip(upper, lower)
+        ]
         lines.append("".join(signs) + "\x1b[0m")
+    return lines
+
+
+def contact_sheet(media: Mapping[str, Callable[[], Media]], width: int, columns: int = 24) -> list[str]:
+    """Pictures side by side, as lines for a terminal of so many columns; a name over each. What can't be read or is no
+    picture is left out.
+
+    Args:
+        media: how each is found, by its name.
+    """
+    drawn = []
+    for name, find in media.items():
+        with suppress(MmembedError):
+            drawn.append((parts.clean(name), in_terminal(find(), columns)))
+    lines = []
+    for start in range(0, len(drawn), abreast := max(1, (width + 2) // (columns + 2))):
+        row = drawn[start : start + abreast]
+        lines.append("  ".join(parts.shorten(name, columns).ljust(columns) for name, _ in row).rstrip())
+        widths = [picture[0].count(_BLOCK) for _, picture in row]
+        for number in range(max(len(picture) for _, picture in row)):
+            cells = [
+                picture[number] + " " * (columns - size) if number < len(picture) else " " * columns
+                for (_, picture), size in zip(row, widths)
+            ]
+            lines.append("  ".join(cells).rstrip())
     return lines

@@ -252,23 +252,18 @@ class _Shown:
 
 def _samples(dataset: Dataset) -> str:
     """Records with their segments. Their media are read from the input again."""
+    chosen = dict(_chosen(dataset))
+    found, reason = _media_of(dataset, {number: {each.id for each in shown} for number, shown in chosen.items()})
     cards, lost = [], 0
-    for number, shown in _chosen(dataset):
-        found, reason = _media_of(dataset, number, {each.id for each in shown})
-        for each in shown:
-            body = "".join(_modality(each, modality, found, reason) for modality in each.pieces)
-            lost += body.count('class="gone"')
-            body += parts.facts(each.metadata, _METADATA)
-            head = parts.isolated(each.id, 60)
-            cards.append(parts.card(head, "held out" if each.split == HELD_OUT else "", body))
+    for each in (each for shown in chosen.values() for each in shown):
+        body = "".join(_modality(each, modality, found, reason) for modality in each.pieces)
+        lost += body.count(parts.GONE)
+        body += parts.facts(each.metadata, _METADATA)
+        cards.append(parts.card(parts.isolated(each.id, 60), "held out" if each.split == HELD_OUT else "", body))
     if not cards:
         return ""
-    note = (
-        f'<p class="gone">{lost:,} media of these records can\'t be read any more: was the input moved?</p>'
-        if lost
-        else ""
-    )
-    return f'{note}<div class="cards">{"".join(cards)}</div>'
+    note = f"{lost:,} media of these records can't be read any more: was the input moved?"
+    return f'{parts.gone(note) if lost else ""}<div class="cards">{"".join(cards)}</div>'
 
 
 def _modality(shown: _Shown, modality: str, found: Mapping[tuple[str, str], Media], reason: str) -> str:
@@ -324,22 +319,20 @@ def _records_of(dataset: Dataset, number: int) -> list[_Shown]:
     return found
 
 
-def _media_of(dataset: Dataset, number: int, ids: set[str]) -> tuple[dict[tuple[str, str], Media], str]:
-    """The media of some records of a unit by id and name, as the input has them now; or none, and why."""
+def _media_of(dataset: Dataset, ids: Mapping[int, set[str]]) -> tuple[dict[tuple[str, str], Media], str]:
+    """The media of some records of some units by id and name, as the input has them now; or none, and why. One unit's
+    records are in memory."""
+    found: dict[tuple[str, str], Media] = {}
     try:
         config = mmembed.config.from_json(mmembed.config.Config(), dict(dataset.config)).extract
         source = open_source(dataset.input, config.choice)
-        units = source.units(config.unit_records)
-        records = source.read(units[number])[0] if number < len(units) else []
-    except (MmembedError, OSError):  # the input, with a path of this machine in the message
-        return {}, "the input can't be read any more"
-    return {
-        (record.id, media.name): media
-        for record in records
-        if record.id in ids
-        for several in record.media.values()
-        for media in several
-    }, ""
+        for unit in source.units(config.unit_records):
+            for record in source.read(unit)[0] if unit.number in ids else []:
+                if record.id in ids[unit.number]:
+                    found |= {(record.id, media.name): media for several in record.media.values() for media in several}
+    except (MmembedError, OSError):  # whose message has a path of this machine
+        return found, "the input can't be read any more"
+    return found, ""
 
 
 def _fit(dataset: Dataset) -> str:

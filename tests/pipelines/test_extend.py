@@ -293,7 +293,10 @@ def test_features_of_a_unit_that_was_killed_before_its_errors_are_not_taken_over
     assert error["segment"] > 0  # what came before it was kept
     before = content(input.out)
     gone = [*input.out.glob("records/*"), *input.out.glob("errors/*")]
-    for path in (*gone, *(input.out / name for name in ("dataset.json", "README.md", "evaluation.json"))):
+    for path in (
+        *gone,
+        *(input.out / name for name in ("dataset.json", "README.md", "evaluation.json", "report.html")),
+    ):
         path.unlink()
     input.build(*flags)
     assert content(input.out) == before

@@ -38,6 +38,7 @@ def test_a_receipt_never_vouches_for_files_of_another_configuration(small: Path,
     (copy / "dataset.json").unlink()
     (copy / "README.md").unlink()
     (copy / "evaluation.json").unlink()
+    (copy / "report.html").unlink()
     mmembed("build", Dataset.open(small).input, copy, "--unit-records", UNIT, "--workers", 1, *FLAGS)
     assert content(copy) == content(small)
 
@@ -52,6 +53,7 @@ def test_a_receipt_never_vouches_for_files_of_another_configuration(small: Path,
         "index/image.faiss",
         "index/index.json",
         "evaluation.json",
+        "report.html",
     ],
 )
 def test_a_damaged_file_that_was_deleted_as_told_is_made_again(small: Path, copy: Path, path: str) -> None:
@@ -72,6 +74,7 @@ def test_a_stage_that_fails_leaves_no_claim_on_what_it_was_to_replace(copy: Path
     assert list(Dataset.open(copy).stages) == ["extract"]
     assert "the stage project" in complaint(mmembed("query", copy, "--text", "a star", expect=2))
     assert not (copy / "evaluation.json").exists()
+    assert not (copy / "report.html").exists()
     assert not (copy / "maps/moments").exists()
 
 
