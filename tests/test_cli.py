@@ -13,7 +13,7 @@ from command import ENVIRONMENT, arguments, complaint, mmembed
 
 import mmembed as package
 from mmembed.dataset import Dataset
-from mmembed.report import short_path
+from mmembed.report import path_from_here, short_path
 
 MODALITIES = ("image", "text", "audio")
 
@@ -199,3 +199,19 @@ def test_the_sample_is_written_by_the_command(tmp_path: Path) -> None:
 
 def test_the_version_is_the_packages() -> None:
     assert mmembed("--version").stdout == f"mmembed {package.__version__}\n"
+
+
+def test_a_path_in_a_table_can_be_opened_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    file, manifest = tmp_path / "data/images/frog.png", str(tmp_path / "data/manifest.jsonl")
+    file.touch()
+    Path(manifest).touch()
+    monkeypatch.chdir(tmp_path)
+    assert path_from_here(manifest, "images/frog.png") == "data/images/frog.png"
+    assert path_from_here(str(tmp_path / "data"), "images/frog.png") == "data/images/frog.png"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert path_from_here(manifest, "images/frog.png") == str(file)
+    assert path_from_here(manifest, "in/an/archive.png") == "in/an/archive.png"
+    assert path_from_here(manifest, "https://example.org/frog.png") == "https://example.org/frog.png"
+    assert path_from_here("s3://bucket/manifest.jsonl", "images/frog.png") == "images/frog.png"

@@ -11,8 +11,8 @@ from mmembed.pages.parts import escape, label
 SIZE = (480, 300)
 """Width and height of a drawing, in its own units: pixels where the page is as wide."""
 
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
-_SERIES = 5  # colours of the page's style
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 12, 42
+_SERIES = 6  # colours of the page's style
 
 
 @dataclass(frozen=True)
@@ -178,11 +178,11 @@ class _Frame:
             line = f'<path class="guide" d="M{across:.1f} {_TOP}V{self._floor}"/>'
             right = across < self.width / 2
             anchor, shift = ("start", 4) if right else ("end", -4)
-            place = f'x="{across + shift:.1f}" y="{_TOP + 10}" text-anchor="{anchor}"'
+            place = f'x="{across + shift:.1f}" y="{self._floor - 6}" text-anchor="{anchor}"'
             return f"{line}<text {place}>{label(guide.name)}</text>"
         _, down = self.at((self.x.low, guide.value))
         line = f'<path class="guide" d="M{_LEFT} {down:.1f}H{self._end}"/>'
-        return f'{line}<text x="{self._end}" y="{down - 4:.1f}" text-anchor="end">{label(guide.name)}</text>'
+        return f'{line}<text x="{_LEFT + 6}" y="{down - 4:.1f}">{label(guide.name)}</text>'
 
     def series(self, series: Series) -> str:
         """Points, and the line that joins them."""
@@ -194,7 +194,7 @@ class _Frame:
             drawn = f'<path class="line {colour}" style="fill:none" d="M{path}"/>'
         if not series.shape:
             return drawn
-        titles = [f"<title>{label(title, 200)}</title>" for title in series.titles] or [""] * len(places)
+        titles = [f"<title>{label(title)}</title>" for title in series.titles] or [""] * len(places)
         marks = "".join(
             f'<path d="{_outline(series.shape, across, down, series.size)}">{title}</path>'
             for (across, down), title in zip(places, titles, strict=True)

@@ -31,7 +31,7 @@ def gallery(searcher: Searcher, query: Query, neighbours: Sequence[Neighbour]) -
     Media are read from the input again: what is gone is said in its place. In a text that was found, the words are
     marked that add most to its score, by leaving out each; beyond ENCODINGS, those that a text query has too.
     """
-    asked = "".join(_asked(searcher, query))
+    asked = "".join(_asked(query))
     weights = _weights(searcher, query, neighbours[:SHOWN])
     cards = "".join(_card(searcher, found, weights.get(found.rank, {})) for found in neighbours[:SHOWN])
     kinds = ", ".join(dict.fromkeys(found.modality for found in neighbours))
@@ -67,13 +67,19 @@ def _table(neighbours: Sequence[Neighbour]) -> str:
     return parts.table(["rank", "score", "modality", "id", "text or path"], rows, [0, 1]) if rows else ""
 
 
-def _asked(searcher: Searcher, query: Query) -> Iterator[str]:
+def _asked(query: Query) -> Iterator[str]:
     """What was looked for."""
-    if query.id is not None:
-        yield f"<p>What resembles the record {parts.isolated(query.id)}.</p>"
-    for modality, media in query.media.items():
-        name = media.name.rsplit("/", 1)[-1] if modality not in TEXT_MODALITIES else media.name
-        yield show(modality, [Piece(modality, (), name)], partial(_given, media))
+    for clause in query.clauses:
+        if clause.weight != 1:
+            yield f'<p class="small soft">{"not wanted, " if clause.weight < 0 else ""}weight {clause.weight:g}:</p>'
+        if isinstance(clause.value, Media):
+            media, kind = clause.value, clause.kind
+            name = media.name if kind in TEXT_MODALITIES else media.name.rsplit("/", 1)[-1]
+            yield show(kind, [Piece(kind, (), name)], partial(_given, media))
+        elif isinstance(clause.value, str):
+            yield f"<p>What resembles the record {parts.isolated(clause.value)}.</p>"
+        else:
+            yield f"<p>A vector of {len(clause.value):,} values.</p>"
 
 
 def _given(media: Media, name: str) -> Media:
@@ -86,11 +92,11 @@ def _weights(searcher: Searcher, query: Query, neighbours: Sequence[Neighbour]) 
     texts = [found for found in neighbours if found.modality in TEXT_MODALITIES]
     if not texts:
         return {}
-    asked = {word for name in TEXT_MODALITIES if name in query.media for word in parts.words(query.media[name].name)}
+    clauses = [clause for clause in query.clauses if clause.kind in TEXT_MODALITIES and clause.weight > 0]
+    asked = {word for clause in clauses if isinstance(clause.value, Media) for word in parts.words(clause.value.name)}
     shared = {found.rank: {word: 0.6 for word in parts.words(found.media) if word in asked} for found in texts}
     try:
-        vector = searcher.embed(query).vector if query.media else None
-        return shared if vector is None else shared | dict(_by_leaving_out(searcher, vector, texts))
+        return shared | dict(_by_leaving_out(searcher, searcher.embed(query).vector, texts))
     except MmembedError:  # the model of the encoder may be gone, and the page is worth having without it
         return shared
 

@@ -28,9 +28,9 @@ _WORD = re.compile(r"\w+")
 
 _STYLE = """
 :root{color-scheme:light dark;--paper:#fcfcfb;--card:#fff;--ink:#1a1a19;--soft:#5f5e5a;--line:#dddcd6;--grid:#ebeae5;
---c0:#2a6fb5;--c1:#c2560a;--c2:#10865f;--c3:#8a4fa8;--c4:#b03060;--mark:#ffd75e;--bad:#b3261e}
+--c0:#2a6fb5;--c1:#c2560a;--c2:#10865f;--c3:#8a4fa8;--c4:#b03060;--c5:#7d6608;--mark:#ffd75e;--bad:#b3261e}
 @media(prefers-color-scheme:dark){:root{--paper:#161615;--card:#1f1f1d;--ink:#ecebe6;--soft:#a5a49d;--line:#3a3a37;
---grid:#2b2b29;--c0:#6db0f2;--c1:#f0924c;--c2:#4cc79b;--c3:#c597e0;--c4:#f080a8;--mark:#80620f;--bad:#ff8a80}}
+--grid:#2b2b29;--c0:#6db0f2;--c1:#f0924c;--c2:#4cc79b;--c3:#c597e0;--c4:#f080a8;--c5:#d4bd50;--mark:#80620f;--bad:#ff8a80}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
 main{max-width:1120px;margin:0 auto;padding:28px 20px 64px}
@@ -73,7 +73,7 @@ svg .grid{stroke:var(--grid)}svg .axis{stroke:var(--line)}svg .guide{stroke:var(
 svg.interval{width:100px;margin:1px 0 1px auto}svg .chance{stroke:var(--soft)}
 svg .line{fill:none;stroke-width:2}svg .here{fill:none;stroke:var(--ink);stroke-width:2}
 .s0{fill:var(--c0);stroke:var(--c0)}.s1{fill:var(--c1);stroke:var(--c1)}.s2{fill:var(--c2);stroke:var(--c2)}
-.s3{fill:var(--c3);stroke:var(--c3)}.s4{fill:var(--c4);stroke:var(--c4)}
+.s3{fill:var(--c3);stroke:var(--c3)}.s4{fill:var(--c4);stroke:var(--c4)}.s5{fill:var(--c5);stroke:var(--c5)}
 .legend{display:flex;flex-wrap:wrap;gap:2px 18px;font-size:13px;color:var(--soft);margin:4px 0}
 .legend svg{display:inline-block;width:14px;height:14px;vertical-align:-2px;margin-right:4px}
 dl{display:grid;grid-template-columns:auto minmax(0,1fr);gap:0 12px;margin:8px 0 0;font-size:13px}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,6 +17,7 @@ from mmembed.tables import vectors_from_arrow
 POINTS = 3_000
 """Of a map, at most."""
 
+_UMAP_POINTS = 50  # with fewer it has no neighbourhoods to keep
 _SALT = "page"  # of the hash that chooses records: independent of the splits
 
 
@@ -100,10 +100,15 @@ def _firsts(ids: list[str]) -> Iterator[tuple[int, str]]:
 
 
 def plane(vectors: NDArray[np.float32]) -> Plane:
-    """Vectors (n, k) in two dimensions: by UMAP where it is installed and there are enough of them, else by PCA."""
-    if len(vectors) >= 50 and importlib.util.find_spec("umap"):
-        return _umap(vectors)
-    return pca(vectors)
+    """Vectors (n, k) in two dimensions: by UMAP (McInnes, Healy and Melville 2018) where it is installed and there are
+    enough of them, from a fixed start and in one thread; else by PCA."""
+    if len(vectors) < _UMAP_POINTS:
+        return pca(vectors)
+    try:
+        from umap import UMAP
+    except ImportError:
+        return pca(vectors)
+    return Plane("UMAP", np.asarray(UMAP(random_state=0, n_jobs=1).fit_transform(vectors), np.float64))
 
 
 def pca(vectors: NDArray[np.float32]) -> Plane:
@@ -117,10 +122,3 @@ def pca(vectors: NDArray[np.float32]) -> Plane:
     places[:, : top.shape[1]] = centered @ top
     total = max(float(values.sum()), 1e-12)
     return Plane("PCA", places, tuple(float(max(value, 0) / total) for value in values[::-1][:2]))
-
-
-def _umap(vectors: NDArray[np.float32]) -> Plane:
-    """By McInnes, Healy and Melville 2018, from a fixed start in one thread."""
-    from umap import UMAP
-
-    return Plane("UMAP", np.asarray(UMAP(random_state=0, n_jobs=1).fit_transform(vectors), np.float64))

@@ -363,7 +363,8 @@ def _fit(dataset: Dataset) -> str:
 
 
 def _curve(title: str, points: Sequence[tuple[float, float]], x: str, y: str) -> str:
-    """One line, with a tooltip at each of its points."""
+    """One line, with a tooltip at each of its points; what is not finite is left out."""
+    points = [point for point in points if np.isfinite(point).all()]
     titles = [f"{x} {point[0]:g}: {y} {point[1]:.4g}" for point in points]
     size = 3.0 if len(points) <= 40 else 1.8
     across, up = ([point[axis] for point in points] for axis in range(2))
@@ -382,7 +383,8 @@ def _index(dataset: Dataset) -> str:
             f"{entry.get('rows', 0):,}",
             f"{entry['bytes'] / 1e6:,.1f} MB" if "bytes" in entry else "-",
             f"{entry['milliseconds']:.3g} ms" if entry.get("milliseconds") is not None else "-",
-            ", ".join(f"{parts.escape(query)} {share:.1%}" for query, share in entry.get("recall", {}).items()) or "-",
+            ", ".join(f"{parts.escape(query)} {share:.1%}" for query, share in entry.get("recall", {}).items())
+            or ("exact" if entry.get("kind") == "Flat" else "-"),
             parts.label(", ".join(f"{key} {value}" for key, value in entry.get("search", {}).items()) or "-"),
         ]
         for name, entry in entries.items()
@@ -401,53 +403,72 @@ def _index(dataset: Dataset) -> str:
         for name, entry in entries.items()
         if entry.get("curve")
     )
-    return parts.table(header, rows, [2, 3, 4]) + figures
+    note = (
+        '<p class="small soft">A point is a kind of index with its parameters; the ring is around what was chosen. '
+        "Recall@10 is against exact search, of the modality of queries for which it is lowest.</p>"
+    )
+    return parts.table(header, rows, [2, 3, 4]) + (note + figures if figures else "")
 
 
 def _operating(name: str, entry: Mapping[str, Any]) -> str:
     """Recall against milliseconds, and against bytes."""
     asked = entry.get("asked", {})
-    points = [point for point in entry["curve"] if point.get("recall")]
+    points = [point for point in entry["curve"] if point["recall"]]
     lowest = [min(point["recall"].values()) for point in points]
-    y = Axis.over("recall@10, lowest", [*lowest, *([asked["recall"]] if asked.get("recall") else [])], percent=True)
     level = [Guide(asked["recall"], f"asked: {asked['recall']:.1%}")] if asked.get("recall") else []
+    y = Axis.over("recall@10, lowest", [*lowest, *(guide.value for guide in level)], percent=True)
     figures = []
-    for key, unit, limit, factor, title in (
-        ("milliseconds", "ms", "latency", 1.0, f"{name}: recall against the time of a query"),
-        ("bytes", "MB", "memory", 1e-6, f"{name}: recall against the size of the index"),
+    for values, unit, limit, axis, title in (
+        (
+            [_time(point) for point in points],
+            "ms",
+            asked.get("milliseconds"),
+            "ms a query, one thread",
+            "the time of a query",
+        ),
+        (
+            [point["bytes"] / 1e6 for point in points],
+            "MB",
+            (asked.get("memory") or 0) / 1e6,
+            "MB",
+            "the size of the index",
+        ),
     ):
-        values = [float(point[key]) * factor for point in points]
-        bound = float(asked.get(limit) or 0) * factor
-        x = Axis.over(
-            unit if key == "bytes" else f"{unit} a query, one thread", [*values, *([bound] if bound else [])], log=True
-        )
-        guides = [*level, *([Guide(bound, f"asked: {bound:g} {unit}", vertical=True)] if bound else [])]
-        figures.append(chart(title, _by_kind(points, values, lowest, unit), x, y, guides))
-    more = (
-        '<p class="small soft">A point is a kind of index with its parameters; the ring is around what was chosen. '
-        "Recall is the lowest among the modalities of queries.</p>"
-    )
-    return f'{more}<div class="charts">{"".join(figures)}</div>'
+        guides = [Guide(limit, f"asked: {limit:g} {unit}", vertical=True)] if limit else []
+        x = Axis.over(axis, [*values, *(guide.value for guide in guides)], log=True)
+        said = f"{name}: recall against {title}, all points that were measured"
+        figures.append(chart(said, _by_kind(points, values, lowest, unit), x, y, [*level, *guides]))
+    return f'<div class="charts">{"".join(figures)}</div>' if points else ""
+
+
+def _time(point: Mapping[str, Any]) -> float:
+    """Milliseconds of a query: measured, or else what the model of the tuning expects."""
+    return float(point["milliseconds"] or point.get("expected_milliseconds", 0))
 
 
 def _by_kind(
     points: Sequence[Mapping[str, Any]], values: Sequence[float], recalls: Sequence[float], unit: str
 ) -> list[Series]:
-    """A series for each family of indexes."""
+    """A series for each family of indexes; weak, what was measured on a sample of the rows when a kind was chosen."""
     families = [_family(str(point["kind"])) for point in points]
+    most = max((point["rows"] for point in points), default=0)
     series = []
     for number, family in enumerate(sorted(set(families))):
-        rows = [row for row, other in enumerate(families) if other == family]
-        series.append(
-            Series(
-                family,
-                [(values[row], recalls[row]) for row in rows],
-                [_described(points[row], values[row], unit) for row in rows],
-                colour=number,
-                shape=_SHAPES[number % len(_SHAPES)],
-                ringed=frozenset(place for place, row in enumerate(rows) if points[row].get("chosen")),
+        for whole in (False, True):
+            rows = [
+                row for row, point in enumerate(points) if families[row] == family and (point["rows"] == most) == whole
+            ]
+            series.append(
+                Series(
+                    (family if whole else f"{family}, on a sample of the rows") if rows else "",
+                    [(values[row], recalls[row]) for row in rows],
+                    [_described(points[row], values[row], unit) for row in rows],
+                    colour=number,
+                    shape=_SHAPES[number % len(_SHAPES)],
+                    opacity=1.0 if whole else 0.4,
+                    ringed=frozenset(place for place, row in enumerate(rows) if points[row].get("chosen")),
+                )
             )
-        )
     return series
 
 
@@ -459,8 +480,9 @@ def _family(kind: str) -> str:
 
 def _described(point: Mapping[str, Any], value: float, unit: str) -> str:
     recalls = ", ".join(f"{query} {share:.1%}" for query, share in point["recall"].items())
-    search = ", ".join(f"{key} {number}" for key, number in point.get("search", {}).items())
-    return f"{point['kind']}{f' ({search})' if search else ''}: {recalls}; {value:.4g} {unit}"
+    search = ", ".join(f"{key} {number}" for key, number in point["search"].items())
+    expected = " expected" if unit == "ms" and not point["milliseconds"] else ""
+    return f"{point['kind']}{f' ({search})' if search else ''}: {recalls}; {value:.4g} {unit}{expected}"
 
 
 def _errors(dataset: Dataset) -> str:

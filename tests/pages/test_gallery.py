@@ -120,6 +120,15 @@ def test_a_query_by_record_or_file_is_shown(searcher: Searcher) -> None:
     assert "scene-000002" in html_page.read(gallery(searcher, Query.of(id="scene-000002"), [])).texts
 
 
+def test_all_that_was_asked_with_is_shown_with_its_weight(searcher: Searcher) -> None:
+    vector = searcher.embed(Query.of(text="a red star")).vector
+    query = Query.of(text="<b>red", id="scene-000002") - 0.5 * Query.of(vector=vector)
+    page = html_page.read(gallery(searcher, query, searcher.search(query, "text", 2)))
+    assert {"<b>red", "scene-000002", "not wanted, weight -0.5:", f"A vector of {len(vector)} values."} <= set(
+        page.texts
+    )
+
+
 def test_the_command_line_writes_it_beside_the_table(small: Path, tmp_path: Path) -> None:
     result = mmembed(
         "query", small, "--text", "a red star", "--to", "image", "--html", tmp_path / "a.html", "--preview"

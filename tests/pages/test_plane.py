@@ -40,7 +40,6 @@ def test_umap_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) ->
 
     module = ModuleType("umap")
     module.UMAP = UMAP  # type: ignore[attr-defined]
-    module.__spec__ = __import__("importlib.machinery").machinery.ModuleSpec("umap", None)
     monkeypatch.setitem(sys.modules, "umap", module)
     vectors = np.random.default_rng(0).normal(size=(60, 7)).astype(np.float32)
     assert plane.plane(vectors).method == "UMAP"
