@@ -60,6 +60,7 @@ figure{margin:8px 0}
 .pic{position:relative;display:inline-block;max-width:100%;line-height:0}
 .pic img{max-width:100%;height:auto;border-radius:4px;outline:1px solid var(--grid)}
 .pic span{position:absolute;border:2px solid var(--c1);box-shadow:0 0 0 1px #fff8}
+.pic:has(span+span) span{border-width:1px;box-shadow:none}
 audio{width:100%;height:36px;display:block;margin:4px 0}
 .text{display:block;white-space:pre-wrap;overflow-wrap:anywhere;margin:6px 0;padding:6px 10px;background:var(--paper);
 border-left:3px solid var(--line)}
