@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from mmembed.errors import UsageError
@@ -56,7 +55,9 @@ def kept_by(condition: Filter, rows: pa.Table) -> NDArray[np.bool_]:
 
 
 def _by_arrow(condition: pc.Expression, columns: pa.Table) -> NDArray[np.bool_]:
-    kept = ds.dataset(columns).to_table(columns={"kept": condition}, use_threads=False)["kept"]
+    import pyarrow.dataset  # which loads pandas where it is installed
+
+    kept = pyarrow.dataset.dataset(columns).to_table(columns={"kept": condition}, use_threads=False)["kept"]
     return _as_mask(kept)
 
 

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from mmembed.engine import ONE_THREAD
+
+os.environ.update(ONE_THREAD)  # as workers have it: tests run on every core already, and threads that wait spin there
+
 import small_encoders
 from command import IN_PROCESS, mmembed
 
