@@ -17,7 +17,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=find_packages(include=["mmembed", "mmembed.*"]),
-    package_data={"mmembed": ["py.typed"]},
+    package_data={"mmembed": ["py.typed"], "mmembed.serve": ["static/*"]},
     python_requires=">=3.11,<3.15",
     install_requires=[
         "apache-beam>=2.77,<3",  # the pipelines; 2.77 is what the runner's behaviour was measured on
@@ -44,6 +44,14 @@ setup(
         "hf": [
             "transformers>=4.56,<6",  # models of Hugging Face; 4.56 is the first with dtype=
             "torch>=2.4",  # what runs them
+        ],
+        "serve": [
+            "fastapi>=0.115",  # the HTTP API; 0.115 is the first that takes a model for a query's parameters
+            "uvicorn>=0.30",  # the server
+            "httptools>=0.6",  # parses requests in C: uvicorn takes it where it is there
+            "python-multipart>=0.0.18",  # uploads; older ones can be kept busy by a malformed form
+            "prometheus-client>=0.20",  # /metrics
+            "fastapi-offline>=1.7",  # its wheel carries Swagger UI: /docs loads nothing from elsewhere
         ],
         "dev": [
             "pytest>=8",

@@ -187,6 +187,24 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--to", default="any", metavar="MODALITY", help="which of its modalities (default: the nearest)")
     made.add_argument("--overlay", metavar="FILE.png", type=Path, help="pictures with their cells tinted")
     made.add_argument("--json", action="store_true", help="one JSON object")
+
+    made = command("serve", _serve, "A search page, and the same as an HTTP API.")
+    made.add_argument("root", metavar="OUT", type=Path)
+    made.add_argument("--host", default="127.0.0.1", help="to listen at (default: 127.0.0.1, this machine alone)")
+    made.add_argument("--port", type=int, default=8000, help="to listen at; 0: any that is free (default: 8000)")
+    made.add_argument(
+        "--token",
+        default=os.environ.get("MMEMBED_TOKEN", ""),
+        help="what whoever asks must know (default: MMEMBED_TOKEN of the environment; else, where other machines can "
+        "ask, a new one)",
+    )
+    made.add_argument(
+        "--max-upload-mb",
+        type=float,
+        default=32.0,
+        metavar="MB",
+        help="the largest request, in 10^6 bytes (default: 32)",
+    )
     return parser
 
 
@@ -506,6 +524,23 @@ def _explain(options: argparse.Namespace) -> int:
     if options.overlay:
         write_overlay(found, options.overlay)
     print(json.dumps(found.to_json(), ensure_ascii=False) if options.json else render(found))
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    try:
+        from mmembed.serve.server import new_token, serve
+    except ModuleNotFoundError as error:
+        raise UsageError(f"{error.name} is not installed: pip install 'mmembed[serve]'") from error
+    from mmembed.search import Searcher
+    from mmembed.serve.settings import Settings, is_loopback
+
+    token = options.token or ("" if is_loopback(options.host) else new_token())
+    settings = Settings(options.host, options.port, token, round(options.max_upload_mb * 10**6))
+    try:
+        serve(Searcher.open(options.root), settings)
+    except KeyboardInterrupt:  # how it is ended
+        print(file=sys.stderr)
     return 0
 
 

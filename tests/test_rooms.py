@@ -19,7 +19,7 @@ ROOMS = """
     errors files types fetch modalities encoders testing linear moments metrics pairs closed_form refine splits
     tables shards inputs signatures scratch config dataset steps features duplicates extraction forecast bench
     fit project hubness kinds tune index indexing filters search explain evaluate compare sample engine progress
-    transforms card report pages verify stages cli
+    transforms card report pages verify stages serve cli
 """.split()  # noqa: SIM905
 NO_ROOMS = {"__init__", "__main__", "worker"}  # the version, and two ways to start the program
 UNSAFE = {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}

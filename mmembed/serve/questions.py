@@ -1,0 +1,133 @@
+"""What the API takes, and the queries that it becomes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
+from typing import Annotated, Any, Literal
+
+from fastapi import File, UploadFile
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+
+from mmembed.errors import UsageError
+from mmembed.search import ANY, Query
+from mmembed.serve.settings import MAX_K, MAX_TEXT
+
+WITHOUT = "without"
+"""The part of a query that is not wanted: a text."""
+
+PARTS = ("text", "image", "audio", "id", WITHOUT)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A query as it came.
+
+    Attributes:
+        parts: by name, one of PARTS: a text, the bytes of a file, an id; empty where there is none.
+        weights: of parts, likewise; 1 where none is given.
+    """
+
+    parts: Mapping[str, str | bytes]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def queries(self) -> list[tuple[str, float, Query]]:
+        """Each part with its name and its weight, which is negative for what is not wanted.
+
+        Raises:
+            UsageError: there is none.
+        """
+        given = {name: value for name, value in self.parts.items() if value and self.weights.get(name, 1.0)}
+        if not given:
+            raise UsageError(f"a query needs one of {', '.join(PARTS)}, and a weight of it that is not 0")
+        return [(name, self._weight(name), _query(name, value)) for name, value in given.items()]
+
+    @property
+    def query(self) -> Query:
+        """All parts together.
+
+        Raises:
+            UsageError: there is none.
+        """
+        parts = self.queries
+        if len(parts) == 1 and parts[0][1] == 1:
+            return parts[0][2]
+        return reduce(add, (weight * query for _, weight, query in parts))
+
+    def _weight(self, name: str) -> float:
+        weight = self.weights.get(name, 1.0)
+        return -weight if name == WITHOUT else weight
+
+
+def _query(name: str, value: str | bytes) -> Query:
+    return medium_query("text" if name == WITHOUT else name, value)
+
+
+def medium_query(modality: str, value: str | bytes) -> Query:
+    """The query that is one medium, or one id."""
+    given: dict[str, Any] = {modality: value}
+    return Query.of(**given)
+
+
+def _words(description: str, default: str = "", longest: int = MAX_TEXT) -> Any:
+    return Field(default, max_length=longest, description=description)
+
+
+def _weight(part: str) -> Any:
+    return Field(1.0, ge=0, le=100, allow_inf_nan=False, description=f"how much {part} counts")
+
+
+class Options(BaseModel):
+    """What is asked for. A name that is none of these is refused, for a misspelt one would be without effect."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    text: str = _words("what resembles this text")
+    id: str = _words("what resembles this record of the data set")
+    without: str = _words("less of what resembles this text")
+    text_weight: float = _weight("text")
+    id_weight: float = _weight("id")
+    without_weight: float = _weight("without")
+    to: str = _words("the modality of the answers, or any", ANY, 100)
+    k: int = Field(10, ge=1, le=MAX_K, description="how many answers")
+    filter: str = _words("a condition on metadata: license = 'cc0' and year > 2019")
+    segments: Literal["best", "all"] = Field("best", description="of a record only its best segment, or all")
+    fold: bool = Field(False, description="near duplicates of an answer are folded into it")
+
+    async def asked(self) -> Asked:
+        """The query."""
+        weights = {"text": self.text_weight, "id": self.id_weight, WITHOUT: self.without_weight}
+        return Asked({"text": self.text, "id": self.id, WITHOUT: self.without}, weights)
+
+
+Upload = Annotated[UploadFile | None, File(), WithJsonSchema({"type": "string", "format": "binary"})]
+
+
+class Form(Options):
+    """The same with files."""
+
+    image: Upload = Field(None, description="what resembles this picture: JPEG, PNG, WebP, …")
+    audio: Upload = Field(None, description="what resembles this sound: WAV, FLAC, OGG, MP3, …")
+    image_weight: float = _weight("image")
+    audio_weight: float = _weight("audio")
+
+    async def asked(self) -> Asked:
+        """The query."""
+        given = await super().asked()
+        files = {"image": await _content(self.image), "audio": await _content(self.audio)}
+        weights = {**given.weights, "image": self.image_weight, "audio": self.audio_weight}
+        return Asked({name: {**given.parts, **files}[name] for name in PARTS}, weights)
+
+
+class ExplainForm(Form):
+    """A query, and the record that it found. A page may send what a search takes besides; it has no effect."""
+
+    record: str = Field(min_length=1, max_length=MAX_TEXT, description="the id of the record that matches")
+
+
+async def _content(file: UploadFile | None) -> bytes:
+    """The content of an upload; a form's empty field is none."""
+    return await file.read() if file else b""
