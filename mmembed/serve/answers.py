@@ -149,6 +149,7 @@ class Info(BaseModel):
     rows: dict[str, int] = Field(description="segments by modality")
     targets: list[str] = Field(description="modalities of answers")
     askable: list[str] = Field(description="modalities of queries")
+    chunked: bool = Field(description="whether a hit may be a piece of a longer text")
     keys: list[Key]
     samples: list[Sample]
     max_k: int

@@ -84,7 +84,7 @@ def create_app(searcher: Searcher, settings: Settings) -> FastAPI:
 def _add_search(app: FastAPI, backend: Backend, metrics: Metrics, lanes: Mapping[str, Lane]) -> None:
     """Questions about the data set."""
 
-    @app.get("/api/info")
+    @app.get("/api/info", summary="What is served", tags=["search"])
     async def info() -> Info:
         """What is served."""
         return app.state.info  # type: ignore[no-any-return]
@@ -96,17 +96,17 @@ def _add_search(app: FastAPI, backend: Backend, metrics: Metrics, lanes: Mapping
         found = await lanes["query"].run(partial(backend.search, asked, options))
         return Response(found.model_dump_json(), media_type="application/json")  # FastAPI would check it once more
 
-    @app.get("/api/search", response_model=Answer)
+    @app.get("/api/search", summary="Search by text or record", tags=["search"], response_model=Answer)
     async def search(options: Annotated[Options, Query()]) -> Response:
         """What resembles a text or a record."""
         return await answer(options)
 
-    @app.post("/api/search", response_model=Answer)
+    @app.post("/api/search", summary="Search by anything", tags=["search"], response_model=Answer)
     async def search_by_form(options: Annotated[Form, fastapi.Form()]) -> Response:
         """What resembles texts, pictures, sounds and records together, each by its weight."""
         return await answer(options)
 
-    @app.post("/api/explain")
+    @app.post("/api/explain", summary="Why a match", tags=["search"])
     async def explain(options: Annotated[ExplainForm, fastapi.Form()]) -> Matches:
         """Which words, cells of a picture or stretches of a sound make a match, for each part of a query."""
         asked = await options.asked()
@@ -116,7 +116,7 @@ def _add_search(app: FastAPI, backend: Backend, metrics: Metrics, lanes: Mapping
 def _add_media(app: FastAPI, backend: Backend, lane: Lane) -> None:
     """Media of records, by the ids of the data set and by nothing else."""
 
-    @app.get("/media/{modality}/{id:path}", response_class=Response)
+    @app.get("/media/{modality}/{id:path}", summary="A medium", tags=["media"], response_class=Response)
     async def media(
         modality: str,
         id: str,
@@ -138,7 +138,7 @@ def _add_media(app: FastAPI, backend: Backend, lane: Lane) -> None:
             headers["Content-Range"] = f"bytes {served.start}-{served.end - 1}/{served.size}"
         return StreamingResponse(served.blocks(), 200 if whole else 206, headers, served.type)
 
-    @app.get("/thumbnail/{modality}/{id:path}", response_class=Response)
+    @app.get("/thumbnail/{modality}/{id:path}", summary="A small picture", tags=["media"], response_class=Response)
     async def thumbnail(
         modality: Literal["image", "audio"],
         id: str,
@@ -154,12 +154,12 @@ def _add_media(app: FastAPI, backend: Backend, lane: Lane) -> None:
 def _add_pages(app: FastAPI, metrics: Metrics) -> None:
     """What a browser or a machine that watches reads."""
 
-    @app.get("/healthz")
+    @app.get("/healthz", summary="Alive", tags=["server"])
     async def healthz() -> dict[str, str]:
         """Whether questions are answered."""
         return {"status": "ok"}
 
-    @app.get("/metrics", response_class=Response)
+    @app.get("/metrics", summary="Counters", tags=["server"], response_class=Response)
     async def read_metrics() -> Response:
         """Counters for Prometheus."""
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)

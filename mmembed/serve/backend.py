@@ -141,6 +141,7 @@ class Backend:
             rows=rows,
             targets=self.searcher.targets,
             askable=self.searcher.askable,
+            chunked=bool(self.searcher.config.extract.text.words),
             keys=self._keys(heads),
             samples=[sample for modality, head in heads.items() for sample in _samples(modality, head)],
             max_k=MAX_K,
