@@ -62,6 +62,11 @@ def test_only_transforms_import_beam() -> None:
     assert all(path.startswith("mmembed/transforms/") for path in importing)
 
 
+def test_only_serve_imports_what_a_server_needs() -> None:
+    needed = {"fastapi", "starlette", "uvicorn", "pydantic", "prometheus_client", "fastapi_offline"}
+    assert {room(ROOT / path) for path in importers(needed)} == {"serve"}
+
+
 def test_every_module_has_a_room() -> None:
     assert {room(path) for path in LIBRARY} - NO_ROOMS == set(ROOMS)
 

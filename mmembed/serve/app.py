@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import fastapi
 import fastapi_offline
+import python_multipart  # noqa: F401  # FastAPI looks for it, and complains in words that no user understands
 from fastapi import FastAPI, Header, HTTPException, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
