@@ -9,6 +9,15 @@ HERE = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (HERE / "mmembed/__init__.py").read_text("utf-8"))
 assert version is not None
 
+SERVE = [
+    "fastapi>=0.115",  # the HTTP API; 0.115 is the first that takes a model for a query's parameters
+    "uvicorn>=0.30",  # the server
+    "httptools>=0.6",  # parses requests in C: uvicorn takes it where it is there
+    "python-multipart>=0.0.18",  # uploads; older ones can be kept busy by a malformed form
+    "prometheus-client>=0.20",  # /metrics
+    "fastapi-offline>=1.7",  # its wheel carries Swagger UI: /docs loads nothing from elsewhere
+]
+
 setup(
     name="mmembed",
     version=version[1],
@@ -45,15 +54,11 @@ setup(
             "transformers>=4.56,<6",  # models of Hugging Face; 4.56 is the first with dtype=
             "torch>=2.4",  # what runs them
         ],
-        "serve": [
-            "fastapi>=0.115",  # the HTTP API; 0.115 is the first that takes a model for a query's parameters
-            "uvicorn>=0.30",  # the server
-            "httptools>=0.6",  # parses requests in C: uvicorn takes it where it is there
-            "python-multipart>=0.0.18",  # uploads; older ones can be kept busy by a malformed form
-            "prometheus-client>=0.20",  # /metrics
-            "fastapi-offline>=1.7",  # its wheel carries Swagger UI: /docs loads nothing from elsewhere
-        ],
+        "serve": SERVE,
         "dev": [
+            *SERVE,
+            "httpx2>=2",  # asks the server in tests
+            "playwright>=1.50",  # likewise in a browser: Debian's chromium
             "pytest>=8",
             "pytest-xdist>=3.6",  # the pipelines of the tests on both cores
             "hypothesis>=6.100",  # invariants

@@ -9,7 +9,7 @@ from operator import add
 from typing import Annotated, Any, Literal
 
 from fastapi import File, UploadFile
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from mmembed.errors import UsageError
 from mmembed.search import ANY, Query
@@ -103,7 +103,12 @@ class Options(BaseModel):
         return Asked({"text": self.text, "id": self.id, WITHOUT: self.without}, weights)
 
 
-Upload = Annotated[UploadFile | None, File(), WithJsonSchema({"type": "string", "format": "binary"})]
+Upload = Annotated[
+    UploadFile | None,
+    File(),
+    BeforeValidator(lambda value: None if value == "" else value),  # what a browser sends where no file was chosen
+    WithJsonSchema({"type": "string", "format": "binary"}),
+]
 
 
 class Form(Options):

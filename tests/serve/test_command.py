@@ -7,7 +7,7 @@ import signal
 import socket
 from pathlib import Path
 
-import httpx
+import httpx2 as httpx
 import pytest
 from command import complaint, mmembed, started
 
