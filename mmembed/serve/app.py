@@ -91,8 +91,8 @@ def _add_search(app: FastAPI, backend: Backend, metrics: Metrics, lanes: Mapping
         return app.state.info  # type: ignore[no-any-return]
 
     async def answer(options: Options) -> Response:
-        asked = await options.asked()
-        for name, _, _ in asked.queries:
+        asked = options.asked
+        for name in asked.names:
             metrics.queries.labels("text" if name == WITHOUT else name).inc()
         found = await lanes["query"].run(partial(backend.search, asked, options))
         return Response(found.model_dump_json(), media_type="application/json")  # FastAPI would check it once more
@@ -110,8 +110,7 @@ def _add_search(app: FastAPI, backend: Backend, metrics: Metrics, lanes: Mapping
     @app.post("/api/explain", summary="Why a match", tags=["search"])
     async def explain(options: Annotated[ExplainForm, fastapi.Form()]) -> Matches:
         """Which words, cells of a picture or stretches of a sound make a match, for each part of a query."""
-        asked = await options.asked()
-        return await lanes["explain"].run(partial(backend.explain, asked, options.record, options.to))
+        return await lanes["explain"].run(partial(backend.explain, options.asked, options.record, options.to))
 
 
 def _add_media(app: FastAPI, backend: Backend, lane: Lane) -> None:

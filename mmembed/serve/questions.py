@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 from fastapi import File, UploadFile
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from starlette.datastructures import UploadFile as StarletteUpload
 
 from mmembed.errors import UsageError
 from mmembed.search import ANY, Query
-from mmembed.serve.settings import MAX_K, MAX_TEXT
+from mmembed.serve.settings import MAX_K, MAX_SECONDS, MAX_TEXT
 
 WITHOUT = "without"
 """The part of a query that is not wanted: a text."""
@@ -21,36 +23,49 @@ WITHOUT = "without"
 PARTS = ("text", "image", "audio", "id", WITHOUT)
 
 
+Value = str | bytes | BinaryIO
+"""Of a part: a text, an id, a file's bytes, or an upload, which lies on disk until its turn has come."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """A query as it came.
 
     Attributes:
-        parts: by name, one of PARTS: a text, the bytes of a file, an id; empty where there is none.
+        parts: by name, one of PARTS; only those that are given.
         weights: of parts, likewise; 1 where none is given.
     """
 
-    parts: Mapping[str, str | bytes]
+    parts: Mapping[str, Value]
     weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
-    def queries(self) -> list[tuple[str, float, Query]]:
-        """Each part with its name and its weight, which is negative for what is not wanted.
+    def names(self) -> list[str]:
+        """Of the parts that count.
 
         Raises:
             UsageError: there is none.
         """
-        given = {name: value for name, value in self.parts.items() if value and self.weights.get(name, 1.0)}
-        if not given:
+        names = [name for name in self.parts if self.weights.get(name, 1.0)]
+        if not names:
             raise UsageError(f"a query needs one of {', '.join(PARTS)}, and a weight of it that is not 0")
-        return [(name, self._weight(name), _query(name, value)) for name, value in given.items()]
+        return names
+
+    @property
+    def queries(self) -> list[tuple[str, float, Query]]:
+        """Each part with its name and its weight, which is negative for what is not wanted; uploads are read.
+
+        Raises:
+            UsageError: there is none, or a sound is too long.
+        """
+        return [(name, self._weight(name), _query(name, self.parts[name])) for name in self.names]
 
     @property
     def query(self) -> Query:
         """All parts together.
 
         Raises:
-            UsageError: there is none.
+            UsageError: as of `queries`.
         """
         parts = self.queries
         if len(parts) == 1 and parts[0][1] == 1:
@@ -62,7 +77,12 @@ class Asked:
         return -weight if name == WITHOUT else weight
 
 
-def _query(name: str, value: str | bytes) -> Query:
+def _query(name: str, value: Value) -> Query:
+    if not isinstance(value, str | bytes):
+        value.seek(0)
+        value = value.read()
+    if name == "audio" and isinstance(value, bytes):
+        check_length(value)
     return medium_query("text" if name == WITHOUT else name, value)
 
 
@@ -70,6 +90,20 @@ def medium_query(modality: str, value: str | bytes) -> Query:
     """The query that is one medium, or one id."""
     given: dict[str, Any] = {modality: value}
     return Query.of(**given)
+
+
+def check_length(data: bytes) -> None:
+    """Raise UsageError for a sound that is too long to ask with; what is no sound is for the search to refuse."""
+    import soundfile
+
+    try:
+        seconds = float(soundfile.info(io.BytesIO(data)).duration)
+    except (soundfile.LibsndfileError, ZeroDivisionError):
+        return
+    if seconds > MAX_SECONDS:  # some formats pack hours of silence into a few kilobytes
+        raise UsageError(
+            f"a sound to ask with has at most {MAX_SECONDS} seconds, not {seconds:,.0f}: send a piece of it"
+        )
 
 
 def _words(description: str, default: str = "", longest: int = MAX_TEXT) -> Any:
@@ -97,10 +131,19 @@ class Options(BaseModel):
     segments: Literal["best", "all"] = Field("best", description="of a record only its best segment, or all")
     fold: bool = Field(False, description="near duplicates of an answer are folded into it")
 
-    async def asked(self) -> Asked:
+    @property
+    def asked(self) -> Asked:
         """The query."""
-        weights = {"text": self.text_weight, "id": self.id_weight, WITHOUT: self.without_weight}
-        return Asked({"text": self.text, "id": self.id, WITHOUT: self.without}, weights)
+        values = {name: self._value(name) for name in PARTS}
+        parts = {name: value for name, value in values.items() if value is not None}
+        return Asked(parts, {name: getattr(self, f"{name}_weight") for name in parts})
+
+    def _value(self, name: str) -> Value | None:
+        """Of a part; None where it is not given."""
+        given = getattr(self, name, None)
+        if isinstance(given, StarletteUpload):
+            return given.file if given.size else None  # a form's empty field has no bytes
+        return given or None
 
 
 Upload = Annotated[
@@ -119,20 +162,8 @@ class Form(Options):
     image_weight: float = _weight("image")
     audio_weight: float = _weight("audio")
 
-    async def asked(self) -> Asked:
-        """The query."""
-        given = await super().asked()
-        files = {"image": await _content(self.image), "audio": await _content(self.audio)}
-        weights = {**given.weights, "image": self.image_weight, "audio": self.audio_weight}
-        return Asked({name: {**given.parts, **files}[name] for name in PARTS}, weights)
-
 
 class ExplainForm(Form):
     """A query, and the record that it found. A page may send what a search takes besides; it has no effect."""
 
     record: str = Field(min_length=1, max_length=MAX_TEXT, description="the id of the record that matches")
-
-
-async def _content(file: UploadFile | None) -> bytes:
-    """The content of an upload; a form's empty field is none."""
-    return await file.read() if file else b""

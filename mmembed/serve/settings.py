@@ -17,6 +17,9 @@ MAX_K = 1000
 MAX_TEXT = 20_000
 """Characters of a text, a filter or an id that comes with a query, at most: some twenty pages."""
 
+MAX_SECONDS = 600
+"""Of a sound that comes with a query, at most: it is encoded whole while somebody waits."""
+
 
 def is_loopback(host: str) -> bool:
     """Whether a host to listen at can be reached from this machine alone."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -106,6 +108,15 @@ def test_what_is_no_picture_is_one_message(client: TestClient, searcher: Searche
     message = detail(client.post("/api/search", files={"image": ("a.jpg", b"no picture")}), 400)
     assert "none of JPEG" in message
     assert str(searcher.dataset.root) not in detail(client.get("/api/search", params={"id": "x"}), 400)
+
+
+def test_a_sound_that_lasts_too_long_is_refused(client: TestClient) -> None:
+    import soundfile
+
+    data = io.BytesIO()
+    soundfile.write(data, np.zeros(8_000 * 601, np.int16), 8_000, format="FLAC")
+    assert len(data.getvalue()) < 100_000
+    assert "at most 600 seconds, not 601" in detail(client.post("/api/search", files={"audio": ("a", data)}), 400)
 
 
 def test_an_empty_field_of_a_form_is_none(client: TestClient, searcher: Searcher) -> None:
