@@ -29,6 +29,7 @@ from mmembed.serve.media import RangeError
 from mmembed.serve.metrics import Measured, Metrics
 from mmembed.serve.questions import WITHOUT, ExplainForm, Form, Options
 from mmembed.serve.settings import Settings
+from mmembed.serve.together import Together
 
 STATIC = Path(__file__).parent / "static"
 SWAGGER = Path(fastapi_offline.__file__).parent / "static"
@@ -76,13 +77,15 @@ def create_app(searcher: Searcher, settings: Settings) -> FastAPI:
     app.add_middleware(Guard, settings=settings)
     app.add_middleware(Measured, metrics=metrics)  # the outer one: it sees refusals too
     _add_errors(app, searcher)
-    _add_search(app, backend, metrics, lanes)
+    _add_search(app, backend, metrics, lanes, settings)
     _add_media(app, backend, lanes["media"])
     _add_pages(app, metrics)
     return app
 
 
-def _add_search(app: FastAPI, backend: Backend, metrics: Metrics, lanes: Mapping[str, Lane]) -> None:
+def _add_search(
+    app: FastAPI, backend: Backend, metrics: Metrics, lanes: Mapping[str, Lane], settings: Settings
+) -> None:
     """Questions about the data set."""
 
     @app.get("/api/info", summary="What is served", tags=["search"])
@@ -90,11 +93,13 @@ def _add_search(app: FastAPI, backend: Backend, metrics: Metrics, lanes: Mapping
         """What is served."""
         return app.state.info  # type: ignore[no-any-return]
 
+    searches = Together(backend.search, lanes["query"], settings.threads, settings.waiting)
+    app.state.searches = searches
+
     async def answer(options: Options) -> Response:
-        asked = options.asked
-        for name in asked.names:
+        for name in options.asked.names:
             metrics.queries.labels("text" if name == WITHOUT else name).inc()
-        found = await lanes["query"].run(partial(backend.search, asked, options))
+        found = await searches.ask(options)
         return Response(found.model_dump_json(), media_type="application/json")  # FastAPI would check it once more
 
     @app.get("/api/search", summary="Search by text or record", tags=["search"], response_model=Answer)

@@ -6,7 +6,7 @@ import io
 import time
 import wave
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
@@ -59,22 +59,32 @@ class Backend:
             with suppress(UsageError):  # a filter of the data set may refuse such a query
                 self.searcher.search(medium_query(modality, parts[modality]), k=1)
 
-    def search(self, asked: Asked, options: Options) -> Answer:
-        """What a query finds.
+    def search(self, questions: Sequence[Options]) -> list[Answer | Exception]:
+        """For each of some questions what it finds, or its error; those that ask for the same are searched together."""
+        answers: dict[int, Answer | Exception] = {}
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for place, one in enumerate(questions):
+            groups.setdefault((one.to, one.k, one.filter, one.segments, one.fold), []).append(place)
+        for group in groups.values():
+            answers.update(zip(group, self._together([questions[place] for place in group])))
+        return [answers[place] for place in range(len(questions))]
 
-        Raises:
-            UsageError: as of `Searcher.search`.
-        """
-        start = time.perf_counter()
-        found = self.searcher.search(
-            asked.query,
-            to=options.to,
-            k=options.k,
-            filter=options.filter,
-            segments=options.segments,
-            fold=options.fold,
-        )
-        return Answer(hits=[Hit.of(hit) for hit in found], milliseconds=1000 * (time.perf_counter() - start))
+    def _together(self, questions: Sequence[Options]) -> Sequence[Answer | Exception]:
+        """Questions that ask for the same."""
+        start, first = time.perf_counter(), questions[0]
+        try:
+            found = self.searcher.search_many(
+                [question.asked.query for question in questions],
+                to=first.to,
+                k=first.k,
+                filter=first.filter,
+                segments=first.segments,
+                fold=first.fold,
+            )
+        except Exception as error:  # of one of them: which, only each alone tells
+            return [error] if len(questions) == 1 else [self._together([one])[0] for one in questions]
+        milliseconds = 1000 * (time.perf_counter() - start)
+        return [Answer(hits=[Hit.of(hit) for hit in hits], milliseconds=milliseconds) for hits in found]
 
     def explain(self, asked: Asked, record: str, to: str) -> Matches:
         """Why a query and a record match, by each part of the query.

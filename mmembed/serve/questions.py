@@ -126,10 +126,10 @@ class Options(BaseModel):
     id_weight: float = _weight("id")
     without_weight: float = _weight("without")
     to: str = _words("the modality of the answers, or any", ANY, 100)
-    k: int = Field(10, ge=1, le=MAX_K, description="how many answers")
+    k: int = Field(default=10, ge=1, le=MAX_K, description="how many answers")
     filter: str = _words("a condition on metadata: license = 'cc0' and year > 2019")
-    segments: Literal["best", "all"] = Field("best", description="of a record only its best segment, or all")
-    fold: bool = Field(False, description="near duplicates of an answer are folded into it")
+    segments: Literal["best", "all"] = Field(default="best", description="of a record only its best segment, or all")
+    fold: bool = Field(default=False, description="near duplicates of an answer are folded into it")
 
     @property
     def asked(self) -> Asked:
@@ -157,8 +157,8 @@ Upload = Annotated[
 class Form(Options):
     """The same with files."""
 
-    image: Upload = Field(None, description="what resembles this picture: JPEG, PNG, WebP, …")
-    audio: Upload = Field(None, description="what resembles this sound: WAV, FLAC, OGG, MP3, …")
+    image: Upload = Field(default=None, description="what resembles this picture: JPEG, PNG, WebP, …")
+    audio: Upload = Field(default=None, description="what resembles this sound: WAV, FLAC, OGG, MP3, …")
     image_weight: float = _weight("image")
     audio_weight: float = _weight("audio")
 

@@ -133,16 +133,15 @@ def test_a_broken_body_is_refused(client: TestClient, content: bytes, type: str)
 
 
 def test_faults_of_the_data_set_and_of_ours_are_told_apart(client: TestClient) -> None:
-    with patch.object(Searcher, "search", side_effect=DatasetError("index/text.faiss is damaged")):
+    with patch.object(Searcher, "search_many", side_effect=DatasetError("index/text.faiss is damaged")):
         assert "is damaged" in detail(client.get("/api/search", params={"text": "a"}), 500)
-    with patch.object(Searcher, "search", side_effect=ZeroDivisionError("secret")):
+    with patch.object(Searcher, "search_many", side_effect=ZeroDivisionError("secret")):
         assert "secret" not in detail(client.get("/api/search", params={"text": "a"}), 500)
     assert client.get("/api/search", params={"text": "a"}).status_code == 200
 
 
 def test_too_many_that_wait_are_told_to_come_again(client: TestClient) -> None:
-    lane = client.app.state.lanes["query"]  # type: ignore[attr-defined]
-    with patch.object(lane, "_held", lane._most):
+    with patch.object(client.app.state.searches, "_most", 0):  # type: ignore[attr-defined]
         response = client.get("/api/search", params={"text": "a"})
     detail(response, 503)
     assert response.headers["Retry-After"] == "1"
