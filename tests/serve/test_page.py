@@ -234,6 +234,26 @@ def test_what_is_wrong_is_said_on_the_page(browser: Any, address: str, tmp_path:
         until(page, "document.querySelector('#status').textContent.includes('none of JPEG')")
 
 
+def test_a_chunk_is_marked_in_its_text(page: Any, records: dict[str, Any]) -> None:
+    def chunked(route: Any) -> None:
+        route.fulfill(json={**route.fetch().json(), "chunked": True})
+
+    def pieces(route: Any) -> None:
+        answer = route.fetch().json()
+        for hit in answer["hits"]:
+            hit.update(span=[2, 9])
+        route.fulfill(json=answer)
+
+    page.route("**/api/info", chunked)
+    page.route("**/api/search*to=text*", pieces)
+    ask(page, "star")
+    page.wait_for_selector(".card.text mark")
+    card = page.locator(".card.text").first
+    text = records[card.locator(".id").inner_text()]["text"]
+    assert card.locator("mark").text_content() == text[2:9]
+    assert card.locator(".words").text_content() == text
+
+
 def test_filters_are_hinted_at(page: Any) -> None:
     ask(page, "star")
     page.click("#more-button")
