@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image as pillow
 
 import mmembed
-from mmembed.errors import DatasetError, UsageError
+from mmembed.errors import DatasetError, MmembedError, UsageError
 from mmembed.explain import explain
 from mmembed.search import Query, Searcher
 from mmembed.serve import media
@@ -48,13 +48,18 @@ class Backend:
         return dict(self.searcher.dataset.stage("project").summary["segments"])
 
     def warm(self) -> None:
-        """Ask once with each modality: models are loaded and indexes opened before the first user comes."""
+        """Ask once with each modality, and for a medium: models are loaded, indexes opened and the input looked through
+        before the first user comes."""
         picture, sound = io.BytesIO(), io.BytesIO()
         pillow.effect_noise((64, 64), 64).save(picture, "PNG")
         with wave.open(sound, "wb") as file:
             file.setparams((1, 2, 16_000, 0, "NONE", ""))
             file.writeframes(bytes(range(256)) * 125)
         parts: dict[str, str | bytes] = {"text": "a", "image": picture.getvalue(), "audio": sound.getvalue()}
+        for modality in self.searcher.targets[:1]:
+            if (head := self._head(modality)) is not None:
+                with suppress(MmembedError):  # the input may be gone: then there are answers, but no media
+                    self.searcher.media(head["id"][0].as_py(), modality)  # its units are counted at the first look
         for modality in self.searcher.askable:
             with suppress(UsageError):  # a filter of the data set may refuse such a query
                 self.searcher.search(medium_query(modality, parts[modality]), k=1)
