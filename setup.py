@@ -44,7 +44,8 @@ setup(
         "tokenizers>=0.20",  # reads wordllama's tokenizer
         "safetensors>=0.5",  # reads wordllama's weights; the format of maps/
         "scipy>=1.13",  # leading eigenvectors, isotonic regression
-        "faiss-cpu>=1.10,<2",  # the index
+        "faiss-cpu>=1.13,<2",  # the index; before 1.13, 4-bit codes that are mapped into memory find other rows
+        "duckdb>=1.4",  # filters of a search as SQL; 1.4 has the expressions that are parsed alone
         "threadpoolctl>=3.5",  # one BLAS thread a process: speed, and the same last bits everywhere
         "tqdm>=4.66",  # the progress bar
     ],

@@ -194,12 +194,13 @@ FAISS file can't be read safely unless its checksum is known."""
 
 
 def empty(kind: Kind, width: int, radius: float) -> Any:
-    """An index of rows of so many values, neither trained nor filled. Of fast-scan kinds, codes are packed by
-    `fill`."""
-    import faiss
-
+    """An index of rows of so many values, neither trained nor filled. Of fast-scan kinds, codes are packed by `fill`."""
+    faiss = _faiss()
     metric = faiss.METRIC_L2 if radius else faiss.METRIC_INNER_PRODUCT
-    return faiss.index_factory(width, kind.name.replace("x4fs", "x4"), metric)
+    index = faiss.index_factory(width, kind.name.replace("x4fs", "x4"), metric)
+    if kind.directions:
+        _inner(index).do_polysemous_training = False  # of codes that are compared as bits, which takes most of the time
+    return index
 
 
 def train(kind: Kind, sample: Array, radius: float) -> Any:

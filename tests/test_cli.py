@@ -76,6 +76,16 @@ def test_a_table_says_what_the_json_says(small: Path) -> None:
     assert [line.split()[3] for line in lines] == [row["id"] for row in answers(small, *words)]
 
 
+def test_parts_of_a_query_stand_in_their_order_with_their_weights(small: Path) -> None:
+    words = ["--text", "a blue heart", "--to", "image", "-k", "5"]
+    plain, twice = answers(small, *words), answers(small, *words[:2], "--weight", "2", *words[2:])
+    assert [row["id"] for row in plain] == [row["id"] for row in twice]
+    other = answers(small, *words, "--text", "a red star", "--weight", "-0.7")
+    assert [row["score"] for row in other] != [row["score"] for row in plain]
+    small_ones = answers(small, *words, "--filter", "size = 'small'", "--fold")
+    assert {row["metadata"]["size"] for row in small_ones} == {"small"} and len(small_ones) == 5
+
+
 @pytest.mark.parametrize(
     "words, named",
     [
@@ -83,7 +93,10 @@ def test_a_table_says_what_the_json_says(small: Path) -> None:
         (["--text", "a heart", "--to", "smell"], "smell"),
         (["--text", "a heart", "-k", "0"], "k = 0"),
         (["--image", "nowhere.png"], "nowhere.png"),
-        (["--text", "a heart", "--id", "scene-000001"], "--id"),
+        (["--weight", "2", "--text", "a heart"], "--weight stands behind what it is of"),
+        (["--text", "a heart", "--text", "a heart", "--weight", "-1"], "cancel each other out"),
+        (["--text", "a heart", "--filter", "colour = 1"], "columns are"),
+        (["--text", "a heart", "--segments", "some"], "segments = 'some'"),
         ([], "--text"),
     ],
 )

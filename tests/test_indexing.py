@@ -190,7 +190,13 @@ def test_another_wish_is_another_index(small: Dataset, change: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda data: data[:-30], lambda data: data[:-30] + bytes(30), lambda data: b"", bytes.lower]
+    "damage",
+    [
+        lambda data: data[:-30],
+        lambda data: data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :],
+        lambda data: b"",
+        bytes.lower,
+    ],
 )
 def test_what_was_learned_is_checked_before_it_is_used(small: Dataset, tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "a.safetensors"

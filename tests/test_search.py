@@ -457,7 +457,7 @@ def test_a_compressed_index_gives_exact_scores(name: str, tmp_path: Path, monkey
         replace(row, metadata={"even": place % 2 == 0})
         for place, row in enumerate(random_rows(400, ["image", "text"], DIM))
     ]
-    dataset = index(build(tmp_path, rows, unit=100), IndexConfig(recall=0.9, memory="60KB"))
+    dataset = index(build(tmp_path, rows, unit=100), IndexConfig(recall=0.9, memory="42KB"))
     assert searcher(dataset).index("image").entry["kind"].startswith(name)
     hits = expected = 0
     for seed in range(20):
