@@ -15,6 +15,10 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 12, 42
 _SERIES = 6  # colours of the page's style
 
 
+SHAPES = ("circle", "square", "triangle", "diamond")
+"""Of points: with colours they tell series apart for who sees no colours too."""
+
+
 @dataclass(frozen=True)
 class Axis:
     """What an axis shows.
@@ -85,7 +89,7 @@ class Series:
         points: (x, y).
         titles: what a point says under the pointer, one each or none at all.
         colour: 0, 1, …
-        shape: of the points: "circle", "square", "triangle", "diamond", or "" for none.
+        shape: of the points, one of SHAPES, or "" for none.
         size: half the width of a point, in units of the drawing.
         line: whether the points are joined.
         opacity: of the points.

@@ -18,6 +18,7 @@ POINTS = 3_000
 """Of a map, at most."""
 
 _UMAP_POINTS = 50  # with fewer it has no neighbourhoods to keep
+_UMAP_EPOCHS = 200  # as UMAP itself takes for large sets; 500, its choice for small ones, take twice as long
 _SALT = "page"  # of the hash that chooses records: independent of the splits
 
 
@@ -108,7 +109,9 @@ def plane(vectors: NDArray[np.float32]) -> Plane:
         from umap import UMAP
     except ImportError:
         return pca(vectors)
-    return Plane("UMAP", np.asarray(UMAP(random_state=0, n_jobs=1).fit_transform(vectors), np.float64))
+    return Plane(
+        "UMAP", np.asarray(UMAP(random_state=0, n_jobs=1, n_epochs=_UMAP_EPOCHS).fit_transform(vectors), np.float64)
+    )
 
 
 def pca(vectors: NDArray[np.float32]) -> Plane:

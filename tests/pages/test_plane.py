@@ -33,7 +33,7 @@ def test_few_vectors_or_dimensions_have_a_plane(shape: tuple[int, int]) -> None:
 def test_umap_is_taken_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     class UMAP:
         def __init__(self, **options: Any) -> None:
-            assert options == {"random_state": 0, "n_jobs": 1}
+            assert options == {"random_state": 0, "n_jobs": 1, "n_epochs": 200}
 
         def fit_transform(self, vectors: Any) -> Any:
             return vectors[:, :2]
