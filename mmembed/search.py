@@ -165,7 +165,7 @@ class Searcher:
     _lock: Any = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     @classmethod
-    def open(cls, root: Path) -> Searcher:
+    def open(cls, root: Path | str) -> Searcher:
         """A searcher with the data set's own configuration.
 
         Raises:
