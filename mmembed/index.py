@@ -14,6 +14,7 @@ import json
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -122,15 +123,19 @@ class Index:
         same = [np.flatnonzero(pc.equal(chunk.cast(pa.binary()), wanted)) for chunk in self.rows["id"].chunks]
         return np.concatenate([np.empty(0, np.int64), *(n * BATCH_ROWS + found for n, found in enumerate(same))])
 
-    def row(self, row: int) -> dict[str, Any]:
-        """What a row says, by column."""
-        chunk, place = divmod(row, BATCH_ROWS)
-        return {name: self.rows[name].chunk(chunk)[place].as_py() for name in self.rows.column_names}
+    def row(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
+        """What a row says in some columns."""
+        batch, place = divmod(row, BATCH_ROWS)
+        return {name: self._batches[batch][name][place].as_py() for name in columns}
 
-    def values(self, column: str, rows: Rows) -> list[Any]:
-        """What rows say in a column."""
-        chunks = self.rows[column].chunks
-        return [chunks[row // BATCH_ROWS][row % BATCH_ROWS].as_py() for row in rows.tolist()]
+    def ids(self, rows: Rows) -> list[str]:
+        """Ids of the records that rows are of."""
+        return [self._batches[row // BATCH_ROWS]["id"][row % BATCH_ROWS].as_py() for row in rows.tolist()]
+
+    @cached_property
+    def _batches(self) -> list[dict[str, pa.Array]]:
+        """Columns by record batch: looking them up anew would take most of the time of a look at a row."""
+        return [dict(zip(self.rows.column_names, batch.columns)) for batch in self.rows.to_batches()]
 
 
 def term_columns(scoring: Scoring, hubness: str, modalities: Sequence[str]) -> list[str]:

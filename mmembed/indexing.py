@@ -134,11 +134,13 @@ class Indexing:
 
     Attributes:
         retrain: modalities whose index is trained again, though what it had learned could serve.
+        block_rows: rows that are encoded together.
     """
 
     dataset: Dataset
     config: IndexConfig
     retrain: tuple[str, ...] = ()
+    block_rows: int = BLOCK_ROWS
 
     def made_of(self, modality: str) -> dict[str, Any]:
         """See `mmembed.index.made_of`."""
@@ -170,7 +172,7 @@ class Indexing:
         for other in (self.dataset.root / PARTS).glob(f"{modality}-*"):
             if other != folder:  # of other rows, or of an index that learned something else
                 shutil.rmtree(other)
-        count = 1 if tuned.kind.is_exact or tuned.kind.is_graph else -(-len(vectors) // BLOCK_ROWS)
+        count = 1 if tuned.kind.is_exact or tuned.kind.is_graph else -(-len(vectors) // self.block_rows)
         return [(modality, number) for number in range(max(1, count))]
 
     def encode(self, block: tuple[str, int]) -> tuple[str, int]:
@@ -181,7 +183,7 @@ class Indexing:
         if not (tuned.kind.is_exact or tuned.kind.is_graph or path.exists()):
             vectors = self._vectors(modality)
             index = kinds.restored(tuned.kind, tuned.state, vectors.shape[1] + bool(tuned.radius), tuned.radius)
-            rows = np.array(vectors[number * BLOCK_ROWS : (number + 1) * BLOCK_ROWS])
+            rows = np.array(vectors[number * self.block_rows : (number + 1) * self.block_rows])
             codes = kinds.encode(index, tuned.kind, rows, tuned.radius)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, codes, allow_pickle=False)
@@ -195,7 +197,8 @@ class Indexing:
         kind, radius, vectors = tuned.kind, tuned.radius, self._vectors(modality)
         index = kinds.restored(kind, tuned.state, vectors.shape[1] + bool(tuned.radius), radius)
         if kind.is_exact or kind.is_graph:
-            rows = (vectors[start : start + BLOCK_ROWS] for start in range(0, len(vectors), BLOCK_ROWS))
+            starts = range(0, len(vectors), self.block_rows)
+            rows = (vectors[start : start + self.block_rows] for start in starts)
             index = kinds.grow(index, kind, rows, radius)
         else:
             codes = (np.load(folder / f"block-{number:05d}.npy", allow_pickle=False) for number in sorted(numbers))

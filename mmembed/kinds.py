@@ -130,8 +130,8 @@ class Kind:
 
 
 def lists_for(rows: int) -> int:
-    """How many lists an inverted file has: about sqrt(n), a power of 2."""
-    return int(min(_MAX_LISTS, 2 ** round(np.log2(np.sqrt(max(rows, 1))))))
+    """How many lists an inverted file has: about 2 sqrt(n), a power of 2."""
+    return int(min(_MAX_LISTS, 2 ** round(np.log2(2 * np.sqrt(max(rows, 1))))))
 
 
 def tiers(rows: int, dim: int) -> list[list[Kind]]:
@@ -194,7 +194,8 @@ FAISS file can't be read safely unless its checksum is known."""
 
 
 def empty(kind: Kind, width: int, radius: float) -> Any:
-    """An index of rows of so many values, neither trained nor filled. Of fast-scan kinds, codes are packed by `fill`."""
+    """An index of rows of so many values, neither trained nor filled. Of fast-scan kinds, codes are packed by
+    `fill`."""
     faiss = _faiss()
     metric = faiss.METRIC_L2 if radius else faiss.METRIC_INNER_PRODUCT
     index = faiss.index_factory(width, kind.name.replace("x4fs", "x4"), metric)

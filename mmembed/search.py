@@ -35,6 +35,7 @@ SAME = 0.99
 """Inner product of two embeddings, as unit vectors, from which on they are near duplicates."""
 
 _ID, _VECTOR = "id", "vector"
+_SHOWN = ("id", "segment", "span", "media", "metadata")
 _FILTERS_KEPT = 32
 _GROWTH = 4  # how many times more is asked for where too much of what was found can't be an answer
 
@@ -465,7 +466,7 @@ class _Hit:
 
     def neighbour(self, rank: int, kinds: Mapping[str, str]) -> Neighbour:
         """With what its row says."""
-        row = self.index.row(self.row)
+        row = self.index.row(self.row, [name for name in _SHOWN if name in self.index.rows.column_names])
         # The column holds every key of the data set: those that the record lacks are null. Mixed values are JSON text.
         metadata = {
             key: json.loads(value) if kinds.get(key) == "json" else value
@@ -526,7 +527,7 @@ class _Wanted:
         hits = [_Hit(score, modality, row, index) for score, row in zip(scores.tolist(), found.tolist())]
         if self.segments == BEST or without:
             seen, left = set(without), []
-            for hit, id in zip(hits, index.values("id", found)):
+            for hit, id in zip(hits, index.ids(found)):
                 if id not in seen:
                     left.append(hit)
                 if self.segments == BEST:
@@ -539,7 +540,7 @@ def _folded(index: Index, hits: Sequence[_Hit]) -> list[_Hit]:
     """Hits that are not nearly the same as a better one, which has their ids."""
     rows = np.array([hit.row for hit in hits])
     vectors = normalize_rows(index.vectors_of(rows)[:, : index.entry["space"]["dim"]])
-    alike, ids = vectors @ vectors.T >= SAME, index.values("id", rows)
+    alike, ids = vectors @ vectors.T >= SAME, index.ids(rows)
     twins: dict[int, list[str]] = {}
     for place in range(len(hits)):
         first = next((better for better in twins if alike[place, better]), None)

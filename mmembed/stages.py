@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -302,8 +302,14 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         return dataset
     work = Indexing(dataset, config.index)
     work.check_budget()
-    dataset = dataset.begin("index")
-    _build_index(work, names, engine)
+    before, dataset = dataset, dataset.begin("index")
+    try:
+        _build_index(work, names, engine)
+    except UsageError:  # a budget that trials showed to be out of reach: what was there is as good as before
+        _keep(before, "index", before.files)
+        shutil.rmtree(dataset.root / PARTS, ignore_errors=True)
+        before.save()
+        raise
     entries = {name: work.entry(name) for name in names}
     if drifted := [name for name in names if entries[name]["drift"]]:
         for name in drifted:
@@ -374,15 +380,20 @@ def _commit(
 ) -> Dataset:
     """Remove what the stage left before and no longer means, then name its files in the manifest."""
     for folder in folders:
-        for path in sorted((dataset.root / folder).rglob("*")):
-            if is_own(dataset.root, path) and path.relative_to(dataset.root).as_posix() not in files:
-                path.unlink()
+        _keep(dataset, folder, files)
     remove_temporaries(dataset.root)
     described = {path: describe(dataset.root, path, rows) for path, rows in files.items()}
     value = Stage(mark, {"folders": list(folders), **summary})
     if config is not None:
         changes["config"] = to_json(config)
     return dataset.commit(stage, value, described, did.partition(": ")[2], **changes)
+
+
+def _keep(dataset: Dataset, folder: str, files: Collection[str]) -> None:
+    """Remove files of ours below a folder, but for some."""
+    for path in sorted((dataset.root / folder).rglob("*")):
+        if path.is_file() and is_own(dataset.root, path) and path.relative_to(dataset.root).as_posix() not in files:
+            path.unlink()
 
 
 def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:

@@ -237,13 +237,14 @@ def cheapest(points: Sequence[Measured], recall: float) -> Measured | None:
 
 
 def check_memory(budget: Budget, rows: int, dim: int, what: str) -> None:
-    """Raise UsageError where no kind of index is small enough."""
-    kinds_of_all = [kind for tier in kinds.tiers(rows, dim) for kind in tier]
-    smallest = min(kinds_of_all, key=lambda kind: kind.bytes(rows, dim))
+    """Raise UsageError where no kind of index is small enough, or no exact one, if that is asked for."""
+    possible = [kind for tier in kinds.tiers(rows, dim) for kind in tier if kind.is_exact or budget.recall < 1]
+    smallest = min(possible, key=lambda kind: kind.bytes(rows, dim))
     if budget.memory and smallest.bytes(rows, dim) > budget.memory:
         raise UsageError(
-            f"an index of {rows:,} rows of {what} takes {megabytes(smallest.bytes(rows, dim))} at least "
-            f"({smallest.name}), and its share of --memory is {megabytes(budget.memory)}: allow more"
+            f"an index of {rows:,} rows of {what} with --recall {budget.recall:g} takes "
+            f"{megabytes(smallest.bytes(rows, dim))} at least ({smallest.name}), and its share of --memory is "
+            f"{megabytes(budget.memory)}: allow more"
         )
 
 
@@ -299,8 +300,6 @@ def _out_of_reach(budget: Budget, nearest: Measured | None, tried: Sequence[Meas
             f"no index of these {rows:,} rows has {asked} in --latency {budget.milliseconds:g}ms; the nearest is "
             f"{nearest.kind.name} with {nearest.expected:.2g}ms: allow that much, or a lower recall"
         )
-    if not tried:
-        return f"only an exact index has {asked}, and it does not fit: allow more --memory, or a lower recall"
     best = max(tried, key=lambda point: point.sure)
     return (
         f"no index of these {rows:,} rows has {asked}; the nearest is {best.kind.name} with a recall of "

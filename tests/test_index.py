@@ -49,8 +49,8 @@ def test_ids_are_row_numbers_in_file_order(kind: str, request: pytest.FixtureReq
     opened, rows = open_modality(dataset, "image"), embeddings(dataset, "image")
     assert (opened.vectors_of(np.arange(len(opened))) == rows).all()
     said = [row for _, table in dataset.tables("embeddings/image") for row in table.drop(["embedding"]).to_pylist()]
-    assert [opened.row(row) for row in range(len(opened))] == said
-    assert opened.values("id", np.array([3, 0])) == [said[3]["id"], said[0]["id"]]
+    assert [opened.row(row, opened.rows.column_names) for row in range(len(opened))] == said
+    assert opened.ids(np.array([3, 0])) == [said[3]["id"], said[0]["id"]]
     assert opened.rows_of("r003").tolist() == [row for row, values in enumerate(said) if values["id"] == "r003"]
     assert opened.rows_of("nobody").tolist() == opened.rows_of("\udcff").tolist() == []
 
@@ -63,7 +63,7 @@ def test_rows_lie_in_batches_of_one_size(dataset: Dataset, monkeypatch: pytest.M
     sizes = [chunk.length() if hasattr(chunk, "length") else len(chunk) for chunk in opened.rows["id"].chunks]
     assert len(sizes) > 2 and set(sizes[:-1]) == {4}
     said = [row for _, table in dataset.tables("embeddings/image") for row in table["id"].to_pylist()]
-    assert opened.values("id", np.arange(len(opened))) == said
+    assert opened.ids(np.arange(len(opened))) == said
     assert opened.rows_of("r007").tolist() == [row for row, id in enumerate(said) if id == "r007"]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from dataset_builder import Row, build, index
 
-from mmembed import indexing, kinds
+from mmembed import kinds
 from mmembed.config import IndexConfig
 from mmembed.dataset import Dataset
 from mmembed.errors import UsageError
@@ -97,12 +97,11 @@ def test_without_held_out_records_others_are_asked_and_it_says_so(tmp_path: Path
 
 @pytest.mark.parametrize("size", [100, 333])
 def test_the_same_index_in_any_order_of_blocks_after_a_trip_to_a_worker(
-    small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+    small: Dataset, tmp_path: Path, size: int
 ) -> None:
-    monkeypatch.setattr(indexing, "BLOCK_ROWS", size)
     rows = rows_of()
     dataset = build(tmp_path, rows, dim=DIM, unit=400, held_out=[row.id for row in rows[::4]])
-    work = pickle.loads(pickle.dumps(Indexing(dataset, SMALL)))
+    work = pickle.loads(pickle.dumps(Indexing(dataset, SMALL, block_rows=size)))
     blocks = work.prepare("image")
     assert len(blocks) == -(-COUNT // size)
     done = [pickle.loads(pickle.dumps(work)).encode(block) for block in reversed(blocks)]
@@ -113,7 +112,6 @@ def test_the_same_index_in_any_order_of_blocks_after_a_trip_to_a_worker(
 def test_a_run_that_was_killed_goes_on_with_the_blocks_that_are_missing(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(indexing, "BLOCK_ROWS", 300)
     rows, trained = rows_of(), []
     dataset = build(tmp_path, rows, dim=DIM, unit=400, held_out=[row.id for row in rows[::4]])
     real = kinds.train
@@ -123,13 +121,13 @@ def test_a_run_that_was_killed_goes_on_with_the_blocks_that_are_missing(
         return real(*given)
 
     monkeypatch.setattr(kinds, "train", watched)
-    work = Indexing(dataset, SMALL)
+    work = Indexing(dataset, SMALL, block_rows=300)
     for block in work.prepare("image")[:2]:
         work.encode(block)
     count = len(trained)
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / PARTS).rglob("block-*.npy")}
     assert len(done) == 2
-    again = Indexing(dataset, SMALL)
+    again = Indexing(dataset, SMALL, block_rows=300)
     blocks = [again.encode(block) for block in again.prepare("image")]
     assert len(trained) == count
     assert {path: path.stat().st_mtime_ns for path in done} == done
@@ -209,7 +207,7 @@ def test_what_was_learned_is_checked_before_it_is_used(small: Dataset, tmp_path:
 
 def test_a_budget_that_can_not_be_met_is_refused_before_anything_is_done(plain: Dataset) -> None:
     before = {path: path.stat().st_mtime_ns for path in plain.root.rglob("*")}
-    with pytest.raises(UsageError, match="an index of 1,200 rows of image takes .*MB at least"):
+    with pytest.raises(UsageError, match="an index of 1,200 rows of image with --recall 0.95 takes .*MB at least"):
         Indexing(plain, IndexConfig(memory="1KB")).check_budget()
     assert {path: path.stat().st_mtime_ns for path in plain.root.rglob("*")} == before
 

@@ -50,10 +50,10 @@ def test_all_kinds_of_the_issue_are_there() -> None:
         "SQfp16",
         "SQ8",
         "HNSW32",
-        "IVF128,Flat",
-        "IVF128,SQ8",
-        "OPQ8_16,IVF128,PQ8x4fs",
-        "OPQ2_16,IVF128,PQ2",
+        "IVF256,Flat",
+        "IVF256,SQ8",
+        "OPQ8_16,IVF256,PQ8x4fs",
+        "OPQ2_16,IVF256,PQ2",
     ):
         assert part in text.split() or part in text
 
@@ -101,7 +101,7 @@ def test_the_size_is_known_beforehand(name: str, vectors: np.ndarray) -> None:
     assert 0.9 * size < Kind(name).bytes(ROWS, DIM) < 1.2 * size + 16_384
 
 
-@pytest.mark.parametrize("name", ["Flat", "IVF128,Flat", "SQ8", "HNSW32"])
+@pytest.mark.parametrize("name", ["Flat", "IVF256,Flat", "SQ8", "HNSW32"])
 @pytest.mark.parametrize("share", [0.0005, 0.02, 0.7])
 def test_a_filter_finds_the_best_of_what_it_keeps(
     name: str, share: float, vectors: np.ndarray, queries: np.ndarray
@@ -122,7 +122,7 @@ def test_a_filter_finds_the_best_of_what_it_keeps(
 
 def test_few_rows_behind_a_filter_are_compared_one_by_one(monkeypatch: pytest.MonkeyPatch, vectors: np.ndarray) -> None:
     monkeypatch.setattr(kinds, "_EXACT_ROWS", 0)  # so that a share decides alone
-    index, kind = kinds.build(Kind("IVF128,Flat"), vectors, 0), Kind("IVF128,Flat")
+    index, kind = kinds.build(Kind("IVF256,Flat"), vectors, 0), Kind("IVF256,Flat")
     point = {"nprobe": 1, "refine": 1}
     asked = vectors[:20]
     for share, is_exact in ((0.01, True), (0.9, False)):
@@ -175,7 +175,7 @@ def test_the_largest_product_is_the_nearest_on_the_sphere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "lists"), [(0, 1), (1, 1), (100, 8), (10_000, 128), (1_000_000, 1024), (10**9, 32768)]
+    ("rows", "lists"), [(0, 2), (1, 2), (100, 16), (10_000, 256), (1_000_000, 2048), (10**9, 65536)]
 )
 def test_lists_follow_the_root_of_the_rows(rows: int, lists: int) -> None:
     assert kinds.lists_for(rows) == lists

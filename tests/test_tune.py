@@ -103,7 +103,7 @@ def test_own_rows_as_queries_would_mislead(data: tuple[np.ndarray, Probes]) -> N
     index = kinds.build(kind, rows, 0)
     own = tune.with_truth(rows[::20], np.repeat("own", len(rows[::20])), "own rows", rows)
     point = {"nprobe": 1, "refine": 1}
-    recalls = {}
+    recalls: dict[str, float] = {}
     for of in (own, probes):
         recalls |= of.recall(kinds.search(index, kind, rows, of.queries, RECALL_K, point)[0])
     assert abs(recalls["own"] - recalls["audio"]) > 0.03
@@ -151,8 +151,12 @@ def test_an_exact_index_suits_where_it_is_small_and_fast_or_asked_for() -> None:
 
 def test_what_can_not_be_had_is_refused_with_the_nearest(data: tuple[np.ndarray, Probes]) -> None:
     rows, probes = data
-    with pytest.raises(UsageError, match=r"takes \d+\.?\d*MB at least \(.*\), and its share of --memory is 0.0MB"):
+    with pytest.raises(
+        UsageError, match=r"--recall 0.95 takes \S+MB at least \(.*\), and its share of --memory is 0.0MB"
+    ):
         tune.check_memory(Budget(0.95, 10_000), ROWS, DIM, "image")
+    with pytest.raises(UsageError, match=r"--recall 1 takes 0.5MB at least \(Flat\)"):
+        tune.check_memory(Budget(1.0, 100_000), ROWS, DIM, "image")
     with pytest.raises(UsageError, match=r"--recall 0.95 in --latency 0.001ms; the nearest is \S+ with 0.\d+ms"):
         tune.choose(ROWS, rows, probes, Budget(0.95, 0, 0.001), 0)
     with pytest.raises(
