@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import atexit
+import json
 import os
 import re
+import select
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from mmembed.dataset import LOCK
 from mmembed.index import ENTRIES
@@ -25,18 +31,60 @@ IN_PROCESS = ("--", "--runner=FnApiRunner")
 """Last words of a command whose pipelines run in its own process: quick to start, and not safe from crashes."""
 
 Result = subprocess.CompletedProcess[str]
+TIMEOUT = 240
+"""Seconds that a command may take."""
 
 
-def arguments(*words: object, python: tuple[str, ...] = ("-m", "mmembed")) -> list[str]:
+COLD = ("-m", "mmembed")
+"""For `mmembed(python=…)`: a Python that is started for this command alone."""
+
+
+def arguments(*words: object, python: tuple[str, ...] = COLD) -> list[str]:
     return [sys.executable, *python, *map(str, words)]
 
 
-def mmembed(*words: object, expect: int = 0, python: tuple[str, ...] = ("-m", "mmembed")) -> Result:
-    """Run a command to its end and check its exit code."""
-    command = arguments(*words, python=python)
-    result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=240)
+def mmembed(*words: object, expect: int = 0, python: tuple[str, ...] = ()) -> Result:
+    """Run a command to its end and check its exit code.
+
+    Args:
+        python: words after `python` that run the command; without them, its process comes from `warm.py`.
+    """
+    if python:
+        command = arguments(*words, python=python)
+        result = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=TIMEOUT)
+    else:
+        result = _run_warm(list(map(str, words)))
     assert result.returncode == expect, f"exit code {result.returncode} of {words}\n{result.stdout}\n{result.stderr}"
     return result
+
+
+@cache
+def _warm() -> subprocess.Popen[str]:
+    """The process that forks those of commands; it ends with this one, whose end closes a pipe."""
+    command = [sys.executable, str(ROOT / "tests" / "warm.py")]
+    pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command, env=ENVIRONMENT, text=True, start_new_session=True, **pipes)
+    atexit.register(process.communicate)
+    return process
+
+
+def _run_warm(words: list[str]) -> Result:
+    process = _warm()
+    assert process.stdin and process.stdout
+    with TemporaryDirectory() as folder:
+        outputs = {name: Path(folder, name) for name in ("stdout", "stderr")}
+        for path in outputs.values():
+            path.touch()
+        places = {name: str(path) for name, path in outputs.items()}
+        request = {"words": words, "environment": ENVIRONMENT, "folder": str(Path.cwd()), **places}
+        print(json.dumps(request), file=process.stdin, flush=True)
+        if not select.select([process.stdout], [], [], TIMEOUT)[0]:
+            kill_group(process.pid)
+        code = process.stdout.readline()
+        if not code:
+            _warm.cache_clear()
+            raise subprocess.TimeoutExpired(words, TIMEOUT)
+        return subprocess.CompletedProcess(words, int(code), *(path.read_text() for path in outputs.values()))
 
 
 def complaint(result: Result) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import mmembed
+from command import COLD, mmembed
 from numpy.typing import NDArray
 from small_encoders import FLAGS, SmallText
 
@@ -78,7 +78,7 @@ def test_checks_name_the_faults(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_command_ends_with_1_where_an_encoder_is_wrong() -> None:
-    assert mmembed("encoders", "check", *FLAGS).stdout.count(": ok") == 3
+    assert mmembed("encoders", "check", *FLAGS, python=COLD).stdout.count(": ok") == 3
     result = mmembed("encoders", "check", *FLAGS, "--text-encoder", "test_testing:Constant", expect=1)
     assert "text: base@1[2]: 6 different segments all have the same feature" in result.stdout
     result = mmembed("encoders", "check", "--image-encoder", "onnx:nowhere.onnx", expect=2)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from command import ENVIRONMENT, arguments, complaint, mmembed
+from command import COLD, ENVIRONMENT, IN_PROCESS, arguments, complaint, mmembed
 
 import mmembed as package
 from mmembed.dataset import Dataset
@@ -112,7 +112,14 @@ def test_a_query_of_nothing_built_says_how_to_build(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["build", "--help"], ["query", "OUT", "--text", "a heart"], ["info", "OUT"], ["verify", "OUT"]],
+    [
+        ["--help"],
+        ["build", "--help"],
+        ["query", "OUT", "--text", "a heart"],
+        ["info", "OUT"],
+        ["errors", "OUT"],
+        ["verify", "OUT"],
+    ],
 )
 def test_light_commands_load_no_beam(small: Path, words: list[str]) -> None:
     python = ("-X", "importtime", "-m", "mmembed")
@@ -150,7 +157,7 @@ def test_info_says_what_there_is(built: Path, faulty: Path) -> None:
 
 
 def test_a_build_ends_with_what_went_in_and_came_out(small: Path) -> None:
-    said = mmembed("evaluate", small).stdout
+    said = mmembed("evaluate", small, python=COLD).stdout
     assert "median rank" in said
     for query in MODALITIES:
         assert query in said
@@ -160,7 +167,16 @@ def test_a_configuration_file_does_what_flags_do(small: Path, tmp_path: Path) ->
     lines = ["[extract]", "unit_records = 16"]
     lines += [f'{name}_encoder = "small_encoders:Small{name.capitalize()}"' for name in MODALITIES]
     (tmp_path / "config.toml").write_text("\n".join([*lines, "[fit]", "dim = 4"]), "utf-8")
-    mmembed("build", Dataset.open(small).input, tmp_path / "out", "--config", tmp_path / "config.toml", "--dim", 6)
+    mmembed(
+        "build",
+        Dataset.open(small).input,
+        tmp_path / "out",
+        "--config",
+        tmp_path / "config.toml",
+        "--dim",
+        6,
+        *IN_PROCESS,
+    )
     dataset = Dataset.open(tmp_path / "out")
     assert dataset.config["extract"] == Dataset.open(small).config["extract"]
     assert dataset.config["fit"]["dim"] == 6  # a flag is stronger than the file
@@ -177,7 +193,7 @@ def test_errors_are_explained_on_the_screen(built: Path, faulty: Path) -> None:
 
 def test_why_no_record_could_be_used_stands_before_what_came_of_it(tmp_path: Path) -> None:
     (tmp_path / "in.jsonl").write_text('{"id": 1.5, "text": "a"}\n{"id": 2.5, "text": "b"}\n', "utf-8")
-    said = mmembed("build", tmp_path / "in.jsonl", tmp_path / "out", "--workers", 1, expect=2).stderr
+    said = mmembed("build", tmp_path / "in.jsonl", tmp_path / "out", *IN_PROCESS, expect=2).stderr
     reason = (
         "extract: 2 ReadError (read), first in.jsonl:1: a record needs an id (id) that is a non-empty string, not 1.5"
     )
@@ -206,7 +222,7 @@ def test_a_long_path_is_shown_by_its_end() -> None:
 
 
 def test_the_sample_is_written_by_the_command(tmp_path: Path) -> None:
-    assert "3 records" in mmembed("sample", tmp_path, "--records", 3, "--seed", 1).stdout
+    assert "3 records" in mmembed("sample", tmp_path, "--records", 3, "--seed", 1, python=COLD).stdout
     assert len((tmp_path / "manifest.jsonl").read_text("utf-8").splitlines()) == 3
 
 

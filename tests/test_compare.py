@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import mmembed
+from command import COLD, mmembed
 from dataset_builder import build, random_rows
 from numpy.typing import NDArray
 
@@ -59,5 +59,5 @@ def test_nothing_in_common_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_the_command_compares_builds(built: Path) -> None:
-    result = mmembed("compare", built, built)
+    result = mmembed("compare", built, built, python=COLD)
     assert "B - A (95 %)" in result.stdout.splitlines()[0] and "+0.000 (+0.000 to +0.000)  1.0000" in result.stdout

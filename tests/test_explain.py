@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from command import mmembed
+from command import COLD, mmembed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -122,7 +122,7 @@ def test_the_command_shows_it_and_draws_it(
     assert result.stdout.startswith("score ") and "red" in result.stdout
     with PILImage.open(overlay) as image:
         assert image.size == (256, 256) or image.size[0] == image.size[1]
-    result = mmembed("explain", built, "--image", picture, "--id", row["id"], "--to", "text", "--json")
+    result = mmembed("explain", built, "--image", picture, "--id", row["id"], "--to", "text", "--json", python=COLD)
     found = json.loads(result.stdout)
     assert len(found["query"]["parts"]) == 64
     assert sum(part["adds"] for part in found["query"]["parts"]) + found["query"]["rest"] == pytest.approx(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from command import complaint, content, kill_group, members, mmembed, started, times, wait_for
+from command import COLD, IN_PROCESS, complaint, content, kill_group, members, mmembed, started, times, wait_for
 from conftest import UNIT, build_small
 from small_encoders import FLAGS
 
@@ -27,9 +27,9 @@ def source_of(out: Path) -> str:
     return Dataset.open(out).input
 
 
-def said(*words: object) -> list[str]:
+def said(*words: object, python: tuple[str, ...] = ()) -> list[str]:
     """The lines of a build, without its table."""
-    return mmembed("build", *words).stderr.splitlines()
+    return mmembed("build", *words, python=python).stderr.splitlines()
 
 
 def test_the_shared_data_set_has_several_units_and_failures(built: Path) -> None:
@@ -40,7 +40,7 @@ def test_the_shared_data_set_has_several_units_and_failures(built: Path) -> None
 
 
 def test_one_worker_gives_the_bytes_of_two(built: Path, faulty: Path, tmp_path: Path) -> None:
-    mmembed("build", faulty, tmp_path, "--unit-records", UNIT, "--workers", 1)
+    mmembed("build", faulty, tmp_path, "--unit-records", UNIT, "--workers", 1, python=COLD)
     expected = content(built)
     assert content(tmp_path) == expected
     assert {path.split("/")[0] for path in expected} == {"features", "records", "errors", "maps", "embeddings", "index"}
@@ -70,7 +70,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(built: Path, faulty: Pa
 def test_a_second_build_does_nothing_says_so_and_is_quick(built: Path, faulty: Path) -> None:
     before = times(built)
     start = time.monotonic()
-    lines = said(faulty, built, "--unit-records", UNIT)
+    lines = said(faulty, built, "--unit-records", UNIT, python=COLD)
     assert time.monotonic() - start < 3
     assert [line.split(" (")[0] for line in lines] == [f"{stage}: up to date" for stage in STAGES]
     assert times(built) == before
@@ -85,7 +85,7 @@ def test_a_second_build_loads_no_beam(small: Path) -> None:
 
 def test_another_dimension_refits_without_touching_the_features(copy: Path) -> None:
     before, embeddings = times(copy, "features", "records"), content(copy, ("embeddings",))
-    lines = said(source_of(copy), copy, "--unit-records", UNIT, *FLAGS, "--dim", 5)
+    lines = said(source_of(copy), copy, "--unit-records", UNIT, *FLAGS, "--dim", 5, *IN_PROCESS)
     assert lines[0].startswith("extract: up to date")
     assert times(copy, "features", "records") == before
     assert content(copy, ("embeddings",)).keys() == embeddings.keys()
@@ -103,9 +103,9 @@ def test_another_holdout_refits_without_touching_the_features(copy: Path) -> Non
 
 
 def test_the_stages_one_by_one_give_the_same_bytes_as_build(small: Path, tmp_path: Path) -> None:
-    mmembed("extract", source_of(small), tmp_path, "--unit-records", UNIT, *FLAGS)
+    mmembed("extract", source_of(small), tmp_path, "--unit-records", UNIT, *FLAGS, python=COLD)
     for stage in STAGES[1:]:
-        mmembed(stage, tmp_path)
+        mmembed(stage, tmp_path, python=COLD)
     assert content(tmp_path) == content(small)
     assert (tmp_path / "evaluation.json").read_bytes() == (small / "evaluation.json").read_bytes()
 
@@ -126,7 +126,7 @@ def test_appended_records_leave_the_whole_units_before_them_alone(small: Path, r
 
 
 def test_larger_units_leave_no_file_of_the_smaller_ones(copy: Path) -> None:
-    mmembed("build", source_of(copy), copy, "--unit-records", 50, *FLAGS, "--overwrite")
+    mmembed("build", source_of(copy), copy, "--unit-records", 50, *FLAGS, "--overwrite", *IN_PROCESS)
     assert [path.name for path in sorted((copy / "records").iterdir())] == ["part-00000.parquet", "part-00001.parquet"]
     assert verify(Dataset.open(copy)) == []
 
@@ -141,7 +141,7 @@ def test_maps_of_another_data_set_are_used_byte_for_byte(small: Path, rows: list
 
 
 def test_maps_for_other_features_are_refused(built: Path, small: Path, tmp_path: Path) -> None:
-    words = ("build", source_of(small), tmp_path, "--unit-records", UNIT, *FLAGS, "--maps", built)
+    words = ("build", source_of(small), tmp_path, "--unit-records", UNIT, *FLAGS, "--maps", built, *IN_PROCESS)
     line = complaint(mmembed(*words, expect=1))
     assert "small-" in line
     assert not (tmp_path / "maps").exists()

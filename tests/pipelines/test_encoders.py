@@ -1,4 +1,4 @@
-"""Builds with models, in worker processes."""
+"""Builds with models."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from command import ENVIRONMENT, complaint, content, mmembed
+from command import ENVIRONMENT, IN_PROCESS, complaint, content, mmembed
 from small_encoders import FLAGS
 from tiny_models import audio_model, clip, image_model, text_model, tokenizer
 
@@ -78,7 +78,7 @@ def test_the_features_of_a_build_are_those_of_the_bare_model(manifest: Path, mod
     from PIL import Image as pillow
 
     out = tmp_path / "out"
-    mmembed("extract", manifest, out, *flags(models))
+    mmembed("extract", manifest, out, *flags(models), *IN_PROCESS)
     session = onnxruntime.InferenceSession(models / "image.onnx")
     rows = [json.loads(line) for line in manifest.read_text("utf-8").splitlines()][:RECORDS]
     found = features(out, "image")
@@ -93,12 +93,12 @@ def test_a_changed_model_is_refused_and_overwriting_does_its_modality_alone(
     manifest: Path, models: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    mmembed("extract", manifest, out, *flags(models))
+    mmembed("extract", manifest, out, *flags(models), *IN_PROCESS)
     before = {name: features(out, name) for name in ("image", "text", "audio")}
     image_model(models / "image.onnx", seed=1)
-    said = complaint(mmembed("extract", manifest, out, *flags(models), expect=2))
+    said = complaint(mmembed("extract", manifest, out, *flags(models), *IN_PROCESS, expect=2))
     assert "was extracted with the image encoder image@" in said and "--overwrite" in said
-    mmembed("extract", manifest, out, *flags(models), "--overwrite")
+    mmembed("extract", manifest, out, *flags(models), "--overwrite", *IN_PROCESS)
     after = {name: features(out, name) for name in ("image", "text", "audio")}
     assert after["text"] == before["text"] and after["audio"] == before["audio"]
     assert after["image"].keys() == before["image"].keys() and after["image"] != before["image"]
@@ -136,13 +136,13 @@ def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_changed_encoder_of_texts_encodes_no_picture(manifest: Path, notes: Path, tmp_path: Path) -> None:
     words = ("extract", manifest, tmp_path / "out", *FLAGS, "--limit", 30, "--image-encoder", "noting:Pictures")
-    mmembed(*words)
+    mmembed(*words, *IN_PROCESS)
     assert "pictures" in notes.read_text()
     notes.unlink()
-    mmembed(*words, "--text-encoder", "ngrams+small_encoders:SmallText", "--overwrite")
+    mmembed(*words, "--text-encoder", "ngrams+small_encoders:SmallText", "--overwrite", *IN_PROCESS)
     assert not notes.exists()
     assert Dataset.open(tmp_path / "out").modalities("extract")["text"].dim == 512 + 24
-    mmembed(*words, "--text-encoder", "ngrams+small_encoders:SmallText", "--image-batch", 5, "--overwrite")
+    mmembed(*words, "--text-encoder", "ngrams+small_encoders:SmallText", "--image-batch", 5, "--overwrite", *IN_PROCESS)
     sizes = [int(line.split()[-1]) for line in notes.read_text().splitlines()]
     assert max(sizes) == 5
 
@@ -156,7 +156,9 @@ def test_the_same_picture_in_ten_records_is_encoded_once_a_unit(manifest: Path, 
     (source / "images").symlink_to(manifest.parent / "images")
     (source / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = (*FLAGS, "--image-encoder", "noting:Pictures", "--text-encoder", "noting:Counting", "--unit-records", 20)
-    mmembed("extract", source / "rows.jsonl", tmp_path / "out", *flags, "--image-batch", 4, "--text-batch", 4)
+    mmembed(
+        "extract", source / "rows.jsonl", tmp_path / "out", *flags, "--image-batch", 4, "--text-batch", 4, *IN_PROCESS
+    )
     done = [line.split()[1:] for line in notes.read_text().splitlines()]
     assert [words for words in done if words[0] == "pictures"] == [["pictures", "1"]] * 2
     assert sum(int(words[1]) for words in done if words[0] == "encode") == 4
@@ -166,11 +168,11 @@ def test_the_same_picture_in_ten_records_is_encoded_once_a_unit(manifest: Path, 
 
 def test_a_model_that_was_moved_is_found_by_the_next_build(manifest: Path, models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    mmembed("build", manifest, out, *flags(models))
+    mmembed("build", manifest, out, *flags(models), *IN_PROCESS)
     before = content(out)
     shutil.move(models, tmp_path / "moved")
     assert "can't read" in complaint(mmembed("query", out, "--text", "frog", expect=2))
-    said = mmembed("build", manifest, out, *flags(tmp_path / "moved")).stderr
+    said = mmembed("build", manifest, out, *flags(tmp_path / "moved"), *IN_PROCESS).stderr
     assert "extract: up to date" in said and "evaluate: up to date" in said
     assert content(out) == before
     assert mmembed("query", out, "--text", "frog", "--to", "image").stdout
@@ -178,7 +180,7 @@ def test_a_model_that_was_moved_is_found_by_the_next_build(manifest: Path, model
 
 def test_a_query_loads_the_model_of_its_own_modality_alone(manifest: Path, models: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    mmembed("build", manifest, out, *flags(models))
+    mmembed("build", manifest, out, *flags(models), *IN_PROCESS)
     (models / "image.onnx").unlink()
     assert Searcher.open(out).search(Query.of(text="a frog"), "image", 3)
 
@@ -193,15 +195,15 @@ def test_a_data_set_that_is_extended_has_the_bytes_of_one_that_is_built_at_once(
         (source / name).symlink_to(manifest.parent / name)
     for count in (25, 40):
         (source / "rows.jsonl").write_text("".join(lines[:count]))
-        mmembed("build", source / "rows.jsonl", tmp_path / "grown", *flags(models))
-    mmembed("build", source / "rows.jsonl", tmp_path / "fresh", *flags(models))
+        mmembed("build", source / "rows.jsonl", tmp_path / "grown", *flags(models), *IN_PROCESS)
+    mmembed("build", source / "rows.jsonl", tmp_path / "fresh", *flags(models), *IN_PROCESS)
     assert content(tmp_path / "grown") == content(tmp_path / "fresh")
 
 
 def test_a_joint_model_keeps_its_own_space(manifest: Path, tmp_path: Path) -> None:
     model, out = clip(tmp_path / "clip"), tmp_path / "out"
     encoders = ("--image-encoder", f"hf:{model}", "--text-encoder", f"hf:{model}", "--audio-encoder", FLAGS[-1])
-    words = (*encoders, "--fit", "identity", "--limit", 30, "--holdout", 0.3)
+    words = (tmp_path / "pairs" / "rows.jsonl", out, *encoders, "--limit", 30)
     spec = manifest.parent / "manifest.jsonl"
     rows = [json.loads(line) for line in spec.read_text("utf-8").splitlines()]
     source = tmp_path / "pairs"
@@ -209,7 +211,9 @@ def test_a_joint_model_keeps_its_own_space(manifest: Path, tmp_path: Path) -> No
     (source / "images").symlink_to(manifest.parent / "images")
     pairs = [{key: row[key] for key in ("id", "image", "text")} for row in rows if row.get("image") and row.get("text")]
     (source / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
-    said = mmembed("build", source / "rows.jsonl", out, *words).stderr
+    mmembed("extract", *words, "--workers", 2)  # PyTorch in a worker process
+    said = mmembed("build", *words, "--fit", "identity", "--holdout", 0.3, *IN_PROCESS).stderr
+    assert "extract: up to date" in said
     assert "into 16 dimensions by identity" in said
     dataset = Dataset.open(out)
     assert len({space for name, space in dataset.modalities("extract").items() if name != "audio"}) == 1

@@ -318,7 +318,7 @@ def test_too_many_errors_are_exit_code_3_after_all_is_written(input: Input) -> N
     for row in with_pictures[:3]:
         (input.folder / row["image"]).unlink()
     input.build("--max-error-rate", 0.05)
-    line = complaint(mmembed(*input.words, "--workers", 1, "--max-error-rate", 0.04, expect=3))
+    line = complaint(mmembed(*input.words, "--max-error-rate", 0.04, *IN_PROCESS, expect=3))
     assert "5.0% of the records have errors, more than --max-error-rate 0.04" in line
     assert verify(Dataset.open(input.out)) == [] and "evaluate" in Dataset.open(input.out).stages
     said = mmembed("errors", input.out).stdout
@@ -362,7 +362,7 @@ def test_a_data_set_of_another_version_is_refused_or_redone(input: Input) -> Non
     assert "format version 1" in complaint(mmembed(*input.words, expect=1))
     assert "mine.txt" in complaint(mmembed(*input.words, "--overwrite", expect=2))
     (input.out / "mine.txt").unlink()
-    mmembed(*input.words, "--overwrite", "--workers", 1)
+    input.build("--overwrite")
     assert content(input.out) == before
 
 

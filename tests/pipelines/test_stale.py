@@ -29,8 +29,8 @@ def build(out: Path, *flags: object) -> str:
 
 def test_a_receipt_never_vouches_for_files_of_another_configuration(small: Path, copy: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
-    words = ("--unit-records", UNIT, "--workers", 1, *FLAGS, "--image-fit", "crop")
-    mmembed("extract", Dataset.open(small).input, other, *words)
+    words = ("--unit-records", UNIT, *FLAGS, "--image-fit", "crop")
+    mmembed("extract", Dataset.open(small).input, other, *words, *IN_PROCESS)
     part = "features/image/part-00001.parquet"
     mark = (read_footer(other / part) or {})["fingerprint"]
     assert mark != (read_footer(copy / part) or {})["fingerprint"]
@@ -39,7 +39,7 @@ def test_a_receipt_never_vouches_for_files_of_another_configuration(small: Path,
     (copy / "README.md").unlink()
     (copy / "evaluation.json").unlink()
     (copy / "report.html").unlink()
-    mmembed("build", Dataset.open(small).input, copy, "--unit-records", UNIT, "--workers", 1, *FLAGS)
+    mmembed("build", Dataset.open(small).input, copy, "--unit-records", UNIT, *FLAGS, *IN_PROCESS)
     assert content(copy) == content(small)
 
 
@@ -69,7 +69,7 @@ def test_a_damaged_file_that_was_deleted_as_told_is_made_again(small: Path, copy
 
 
 def test_a_stage_that_fails_leaves_no_claim_on_what_it_was_to_replace(copy: Path) -> None:
-    line = complaint(mmembed("fit", copy, "--holdout", 0.99, expect=2))
+    line = complaint(mmembed("fit", copy, "--holdout", 0.99, *IN_PROCESS, expect=2))
     assert "at least 10" in line
     assert list(Dataset.open(copy).stages) == ["extract"]
     assert "the stage project" in complaint(mmembed("query", copy, "--text", "a star", expect=2))
@@ -89,13 +89,13 @@ def test_a_folder_with_files_of_the_user_is_refused(small: Path, tmp_path: Path,
 
 def test_a_file_of_the_user_in_a_data_set_stays(copy: Path) -> None:
     (copy / "maps/notes.txt").write_text("mine")
-    mmembed("fit", copy, "--dim", 3)
+    mmembed("fit", copy, "--dim", 3, *IN_PROCESS)
     assert (copy / "maps/notes.txt").read_text() == "mine"
 
 
 def test_a_later_stage_takes_only_its_own_tables_of_a_configuration_file(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "all.toml").write_text('[extract.image]\ntiles = "2x2"\n[fit]\ndim = 3\n')
-    mmembed("fit", copy, "--config", tmp_path / "all.toml")
+    mmembed("fit", copy, "--config", tmp_path / "all.toml", *IN_PROCESS)
     config = Dataset.open(copy).config
     assert config["extract"]["image"]["tiles"] == ""
     assert config["fit"]["dim"] == 3
@@ -103,9 +103,9 @@ def test_a_later_stage_takes_only_its_own_tables_of_a_configuration_file(copy: P
 
 def test_with_the_maps_of_another_data_set_its_held_out_records_are_held_out(copy: Path, tmp_path: Path) -> None:
     input, out = Dataset.open(copy).input, tmp_path / "out"
-    words = ("--unit-records", UNIT, "--workers", 1, *FLAGS)
-    mmembed("build", input, copy, *words, "--holdout", 0.4)
-    mmembed("build", input, out, *words, "--maps", copy)
+    words = ("--unit-records", UNIT, *FLAGS)
+    mmembed("build", input, copy, *words, "--holdout", 0.4, *IN_PROCESS)
+    mmembed("build", input, out, *words, "--maps", copy, *IN_PROCESS)
     ours, theirs = Dataset.open(out), Dataset.open(copy)
     assert ours.config["fit"]["holdout"] == theirs.config["fit"]["holdout"] == 0.4
     assert json.loads(ours.read("evaluation.json")) == json.loads(theirs.read("evaluation.json"))
