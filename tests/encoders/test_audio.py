@@ -1,10 +1,14 @@
 # mypy: disable-error-code="no-any-return,func-returns-value,attr-defined"
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
+from typing import Any
+from unittest.mock import patch
 
 import librosa
+import numba
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -46,6 +50,21 @@ def chirps(seconds: float = 2.0, seed: int = 0) -> NDArray[np.float32]:
     voice = sum(np.sin(2 * np.pi * k * pitch) / k for k in range(1, 20)) * (1.1 + np.sin(2 * np.pi * 3.3 * time))
     hiss = np.random.default_rng(seed).standard_normal(len(time)) * 0.02
     return (0.05 * (voice + hiss)).astype(np.float32)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def load_librosa() -> None:
+    """librosa compiles what it has as soon as it is loaded, for half a minute: here the one part that is used."""
+    compiled = numba.guvectorize
+
+    def compile(*arguments: Any, **options: Any) -> Any:
+        return lambda function: (
+            compiled(*arguments, **options)(function) if function.__name__ == "_zc_wrapper" else function
+        )
+
+    with patch("numba.guvectorize", compile):
+        for name in ("librosa.core.audio", "librosa.core.pitch", "librosa.util.utils"):
+            importlib.import_module(name)
 
 
 @pytest.fixture(scope="module")
