@@ -3,10 +3,10 @@ from __future__ import annotations
 from itertools import permutations
 from math import comb, log2
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
-import ranx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -195,10 +195,18 @@ def _repeated(found: Outcome, index: NDArray[np.int64]) -> Outcome:
 
 
 def _ranx(scores: NDArray[np.float32], right: NDArray[np.bool_], names: list[str]) -> dict[str, NDArray[np.float64]]:
-    """Of each query, by an independent implementation, which sorts the queries by name."""
+    """Of each query, by an independent implementation, which sorts the queries by name.
+
+    It runs as plain Python: to compile it takes a minute and a half.
+    """
     qrels = {f"q{i:03}": {f"d{j}": 1 for j in np.flatnonzero(row)} for i, row in enumerate(right)}
     run = {f"q{i:03}": {f"d{j}": float(score) for j, score in enumerate(row)} for i, row in enumerate(scores)}
-    found: dict[str, NDArray[np.float64]] = ranx.evaluate(ranx.Qrels(qrels), ranx.Run(run), names, return_mean=False)
+    with patch("numba.config.DISABLE_JIT", True):
+        import ranx
+
+        found: dict[str, NDArray[np.float64]] = ranx.evaluate(
+            ranx.Qrels(qrels), ranx.Run(run), names, return_mean=False
+        )
     return found
 
 
