@@ -103,9 +103,9 @@ def test_another_holdout_refits_without_touching_the_features(copy: Path) -> Non
 
 
 def test_the_stages_one_by_one_give_the_same_bytes_as_build(small: Path, tmp_path: Path) -> None:
-    mmembed("extract", source_of(small), tmp_path, "--unit-records", UNIT, *FLAGS, python=COLD)
+    mmembed("extract", source_of(small), tmp_path, "--unit-records", UNIT, *FLAGS)
     for stage in STAGES[1:]:
-        mmembed(stage, tmp_path, python=COLD)
+        mmembed(stage, tmp_path)
     assert content(tmp_path) == content(small)
     assert (tmp_path / "evaluation.json").read_bytes() == (small / "evaluation.json").read_bytes()
 

@@ -7,13 +7,13 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command import ENVIRONMENT, Result, arguments, complaint, content, members, mmembed, started, times, wait_for
+from command import ENVIRONMENT, IN_PROCESS, arguments, complaint, content, members, mmembed, started, times, wait_for
 from conftest import UNIT
 from small_encoders import FLAGS
 
@@ -120,8 +120,8 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_when_there_is_spa
     little_disk: Path, small: Path, workers: int
 ) -> None:
     out = little_disk / "out"
-    words = ("build", Dataset.open(small).input, out, "--unit-records", UNIT, "--workers", workers, *FLAGS)
-    line = complaint(mmembed(*words, expect=1))
+    words = ("build", Dataset.open(small).input, out, "--unit-records", UNIT, *FLAGS)
+    line = complaint(mmembed(*words, "--workers", workers, expect=1))
     assert "No space left on device" in line
     assert not list(out.rglob(f"*{TEMPORARY_SUFFIX}"))
     before = {path: data for path, data in content(out, ("features", "records")).items() if path.endswith(".parquet")}
@@ -130,7 +130,7 @@ def test_a_full_disk_ends_the_run_with_one_line_and_it_goes_on_when_there_is_spa
     stamps = times(out, "records")
 
     subprocess.run(["mount", "-o", "remount,size=20m", str(little_disk)], check=True)
-    mmembed(*words)
+    mmembed(*words, *IN_PROCESS)
     assert content(out) == content(small)
     assert stamps.items() <= times(out, "records").items()
     assert verify(Dataset.open(out)) == []
@@ -184,43 +184,42 @@ def test_a_wrong_call_leaves_a_data_set_as_it_was(small: Path) -> None:
     assert times(small) == before
 
 
-def extract_with(encode: str, small: Path, folder: Path, workers: int) -> Result:
-    """Extract with a text encoder whose `encode(self, batch)` has one line."""
-    (folder / "faulty_encoder.py").write_text(
-        "import os\n"
-        "from small_encoders import SmallText\n"
-        "class Faulty(SmallText):\n"
-        "    def encode(self, batch):\n"
-        f"        {encode}\n"
-    )
-    path = os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(folder)])
-    words = ("extract", Dataset.open(small).input, folder / "out", *FLAGS, "--text-encoder", "faulty_encoder:Faulty")
-    command = arguments(*words, "--unit-records", UNIT, "--workers", workers)
-    return subprocess.run(
-        command, env=ENVIRONMENT | {"PYTHONPATH": path}, capture_output=True, text=True, timeout=240, check=False
-    )
+Extract = Callable[[str, int], str]
 
 
-def test_a_worker_that_ends_of_itself_ends_the_run(small: Path, tmp_path: Path) -> None:
-    result = extract_with("os._exit(0)", small, tmp_path, 2)
-    assert result.returncode == 1
-    assert "a worker process ended with exit code 0" in complaint(result)
+@pytest.fixture
+def extract_with(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Extract:
+    """What is said where the text encoder's `encode(self, batch)` has one line, which fails, with so many workers."""
+    monkeypatch.setitem(ENVIRONMENT, "PYTHONPATH", os.pathsep.join([ENVIRONMENT["PYTHONPATH"], str(tmp_path)]))
+
+    def extract(encode: str, workers: int) -> str:
+        (tmp_path / "faulty_encoder.py").write_text(
+            "import os\n"
+            "from small_encoders import SmallText\n"
+            "class Faulty(SmallText):\n"
+            "    def encode(self, batch):\n"
+            f"        {encode}\n"
+        )
+        words = ("extract", Dataset.open(small).input, tmp_path / "out", "--unit-records", UNIT, *FLAGS)
+        flags = ("--text-encoder", "faulty_encoder:Faulty", "--workers", workers)
+        return complaint(mmembed(*words, *flags, expect=1))
+
+    return extract
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_an_encoder_that_breaks_its_promise_stops_the_run_with_one_line(
-    small: Path, tmp_path: Path, workers: int
-) -> None:
-    result = extract_with("return super().encode(batch)[:, :3]", small, tmp_path, workers)
-    assert result.returncode == 1
-    assert "small-text" in complaint(result)
+def test_a_worker_that_ends_of_itself_ends_the_run(extract_with: Extract) -> None:
+    assert "a worker process ended with exit code 0" in extract_with("os._exit(0)", 1)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_an_error_of_an_encoder_is_named_with_its_kind_and_place(small: Path, tmp_path: Path, workers: int) -> None:
-    result = extract_with("raise RuntimeError('no GPU here')", small, tmp_path, workers)
-    assert result.returncode == 1
-    assert re.search(r"RuntimeError: no GPU here.*faulty_encoder.py:5", complaint(result))
+def test_an_encoder_that_breaks_its_promise_stops_the_run_with_one_line(extract_with: Extract, workers: int) -> None:
+    assert "small-text" in extract_with("return super().encode(batch)[:, :3]", workers)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_error_of_an_encoder_is_named_with_its_kind_and_place(extract_with: Extract, workers: int) -> None:
+    line = extract_with("raise RuntimeError('no GPU here')", workers)
+    assert re.search(r"RuntimeError: no GPU here.*faulty_encoder.py:5", line)
 
 
 def peak_memory(manifest: Path, out: Path) -> int:
