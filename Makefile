@@ -1,6 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 FOLDER ?= demo
+export PYTHONDONTWRITEBYTECODE =  # what a process compiled, the next need not
 
 .PHONY: demo test check install
 
@@ -25,7 +26,8 @@ install: .venv/installed
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/installed-dev: .venv/installed
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable ".[dev]"
+# Of the libraries for tests little is imported: to compile all of them takes two minutes.
+.venv/installed-dev: .venv/bin/python setup.py
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --no-compile --editable ".[dev]"
 	$(BIN)/python -m pip install --quiet --no-deps "silero-vad>=6,<7"  # its model alone is used: torch is not needed
-	touch $@
+	touch .venv/installed $@
