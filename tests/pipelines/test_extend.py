@@ -111,8 +111,16 @@ def seconds_of(input: Input) -> float:
     return time.monotonic() - start
 
 
+@pytest.fixture(scope="module")
+def undisturbed() -> dict[bool, float]:
+    """What builds take when nobody kills them: such as extend a data set, and such as don't."""
+    return {}
+
+
 @pytest.mark.parametrize("seed", range(3))
-def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(input: Input, rows: Rows, seed: int) -> None:
+def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(
+    input: Input, rows: Rows, undisturbed: dict[bool, float], seed: int
+) -> None:
     rng = random.Random(seed)
     words = (*input.words, "--max-error-rate", 1)
     if seed:  # killed while an earlier data set is extended
@@ -124,9 +132,11 @@ def test_a_build_that_is_killed_again_and_again_gives_the_same_bytes(input: Inpu
         input.write()
         picture = input.folder / next(row["image"] for row in whole if row.get("image"))
         shutil.copy(input.folder / next(row["image"] for row in reversed(whole) if row.get("image")), picture)
-    undisturbed, kills = seconds_of(input), 0
+    extends, kills = bool(seed), 0
+    if extends not in undisturbed:
+        undisturbed[extends] = seconds_of(input)
     # The first two come before any machine can be done, the others anywhere in what is left.
-    while not kill_at_random(words, rng, undisturbed * (0.4 if kills < 2 else 1)) and kills < 12:
+    while not kill_at_random(words, rng, undisturbed[extends] * (0.4 if kills < 2 else 1)) and kills < 12:
         kills += 1
     mmembed(*words, "--workers", 2)
     assert kills >= 2
