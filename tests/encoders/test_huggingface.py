@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ MAKERS = {
 @pytest.fixture(scope="session")
 def models(shared: Shared) -> Path:
     return shared("models", lambda folder: [make(folder / name) for name, make in MAKERS.items()])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """As on workers. Threads of processes that run beside each other wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def encoder(modality: str, spec: str) -> Encoder:
