@@ -15,6 +15,7 @@ import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -123,10 +124,17 @@ class Index:
         same = [np.flatnonzero(pc.equal(chunk.cast(pa.binary()), wanted)) for chunk in self.rows["id"].chunks]
         return np.concatenate([np.empty(0, np.int64), *(n * BATCH_ROWS + found for n, found in enumerate(same))])
 
-    def row(self, row: int, columns: Sequence[str]) -> dict[str, Any]:
-        """What a row says in some columns."""
+    @cached_property
+    def has_several_a_record(self) -> bool:
+        """Whether any record has several rows; they lie one after the other."""
+        ids = [chunk.cast(pa.binary()) for chunk in self.rows["id"].chunks]
+        within = any(pc.any(pc.equal(chunk[1:], chunk[:-1])).as_py() for chunk in ids)
+        return within or any(left[-1] == right[0] for left, right in pairwise(ids))
+
+    def row(self, row: int) -> dict[str, Any]:
+        """What a row says, by column; without its split."""
         batch, place = divmod(row, BATCH_ROWS)
-        return {name: self._batches[batch][name][place].as_py() for name in columns}
+        return {name: column[place].as_py() for name, column in self._batches[batch].items()}
 
     def ids(self, rows: Rows) -> list[str]:
         """Ids of the records that rows are of."""
@@ -135,7 +143,8 @@ class Index:
     @cached_property
     def _batches(self) -> list[dict[str, pa.Array]]:
         """Columns by record batch: looking them up anew would take most of the time of a look at a row."""
-        return [dict(zip(self.rows.column_names, batch.columns)) for batch in self.rows.to_batches()]
+        shown = self.rows.drop_columns(["split"])
+        return [dict(zip(shown.column_names, batch.columns)) for batch in shown.to_batches()]
 
 
 def term_columns(scoring: Scoring, hubness: str, modalities: Sequence[str]) -> list[str]:

@@ -35,7 +35,6 @@ SAME = 0.99
 """Inner product of two embeddings, as unit vectors, from which on they are near duplicates."""
 
 _ID, _VECTOR = "id", "vector"
-_SHOWN = ("id", "segment", "span", "media", "metadata")
 _FILTERS_KEPT = 32
 _GROWTH = 4  # how many times more is asked for where too much of what was found can't be an answer
 
@@ -237,7 +236,8 @@ class Searcher:
         hits: list[list[_Hit]] = [[] for _ in queries]
         for modality in targets if queries else []:
             index = self.index(modality)
-            wanted = _Wanted(k, self._filter(filter, modality), segments, fold)
+            is_best = segments == BEST and index.has_several_a_record
+            wanted = _Wanted(k, self._filter(filter, modality), is_best, fold)
             rows = np.concatenate([query_rows(one.vector[np.newaxis], one.shares, index.columns) for one in asked])
             for found, more in zip(hits, wanted.best(index, modality, rows, without)):
                 found += more
@@ -466,7 +466,7 @@ class _Hit:
 
     def neighbour(self, rank: int, kinds: Mapping[str, str]) -> Neighbour:
         """With what its row says."""
-        row = self.index.row(self.row, [name for name in _SHOWN if name in self.index.rows.column_names])
+        row = self.index.row(self.row)
         # The column holds every key of the data set: those that the record lacks are null. Mixed values are JSON text.
         metadata = {
             key: json.loads(value) if kinds.get(key) == "json" else value
@@ -486,13 +486,13 @@ class _Wanted:
     Attributes:
         k: how many answers.
         kept: rows that a filter keeps, bool (n,).
-        segments: "best" or "all".
+        one_a_record: whether of each record's rows the best is an answer alone.
         fold: whether near duplicates are folded.
     """
 
     k: int
     kept: NDArray[np.bool_] | None
-    segments: str
+    one_a_record: bool
     fold: bool
 
     def best(self, index: Index, modality: str, queries: Vector, without: Sequence[set[str]]) -> list[list[_Hit]]:
@@ -504,7 +504,7 @@ class _Wanted:
         """
         answers: list[list[_Hit]] = [[] for _ in without]
         waiting = list(range(len(without))) if len(index) else []
-        asked = self.k if self.segments == ALL and not self.fold and not any(without) else 2 * self.k
+        asked = 2 * self.k if self.one_a_record or self.fold or any(without) else self.k
         while waiting:
             asked = min(asked, len(index))
             scores, found = index.search(queries[waiting], asked, self.kept)
@@ -525,12 +525,12 @@ class _Wanted:
     ) -> list[_Hit]:
         scores, found = scores[found >= 0], found[found >= 0]
         hits = [_Hit(score, modality, row, index) for score, row in zip(scores.tolist(), found.tolist())]
-        if self.segments == BEST or without:
+        if self.one_a_record or without:
             seen, left = set(without), []
             for hit, id in zip(hits, index.ids(found)):
                 if id not in seen:
                     left.append(hit)
-                if self.segments == BEST:
+                if self.one_a_record:
                     seen.add(id)
             hits = left
         return _folded(index, hits) if self.fold and hits else hits

@@ -52,7 +52,7 @@ def expected(rule: Any) -> list[int]:
             lambda license, id, **_: license == "by" and id != "r1",
         ),
     ],
-    ids=str,
+    ids=lambda given: "rule" if callable(given) else str(given),
 )
 def test_a_condition_keeps_the_rows_that_it_is_true_for(condition: Any, rule: Any) -> None:
     kept = kept_by(condition, ROWS)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_builder import build, index, random_rows
+from dataset_builder import Row, build, index, random_rows
 
 from mmembed.config import IndexConfig
 from mmembed.dataset import Dataset, describe
@@ -48,8 +48,10 @@ def test_ids_are_row_numbers_in_file_order(kind: str, request: pytest.FixtureReq
     dataset: Dataset = request.getfixturevalue(kind)
     opened, rows = open_modality(dataset, "image"), embeddings(dataset, "image")
     assert (opened.vectors_of(np.arange(len(opened))) == rows).all()
-    said = [row for _, table in dataset.tables("embeddings/image") for row in table.drop(["embedding"]).to_pylist()]
-    assert [opened.row(row, opened.rows.column_names) for row in range(len(opened))] == said
+    said = [
+        row for _, table in dataset.tables("embeddings/image") for row in table.drop(["embedding", "split"]).to_pylist()
+    ]
+    assert [opened.row(row) for row in range(len(opened))] == said
     assert opened.ids(np.array([3, 0])) == [said[3]["id"], said[0]["id"]]
     assert opened.rows_of("r003").tolist() == [row for row, values in enumerate(said) if values["id"] == "r003"]
     assert opened.rows_of("nobody").tolist() == opened.rows_of("\udcff").tolist() == []
@@ -65,6 +67,19 @@ def test_rows_lie_in_batches_of_one_size(dataset: Dataset, monkeypatch: pytest.M
     said = [row for _, table in dataset.tables("embeddings/image") for row in table["id"].to_pylist()]
     assert opened.ids(np.arange(len(opened))) == said
     assert opened.rows_of("r007").tolist() == [row for row, id in enumerate(said) if id == "r007"]
+
+
+@pytest.mark.parametrize("size", [1, 3, 100])
+@pytest.mark.parametrize(
+    ("sizes", "several"), [([1, 1, 1, 1, 1], False), ([1, 1, 2, 1], True), ([3], True), ([1], False)]
+)
+def test_an_index_knows_whether_records_have_several_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sizes: list[int], several: bool, size: int
+) -> None:
+    for module in ("mmembed.index", "mmembed.indexing"):
+        monkeypatch.setattr(f"{module}.BATCH_ROWS", size)
+    rows = [Row(f"r{place}", {"image": np.eye(6, dtype=np.float32)[:count]}) for place, count in enumerate(sizes)]
+    assert open_modality(build(tmp_path, rows, ["image"]), "image").has_several_a_record == several
 
 
 def test_a_modality_without_rows_has_an_empty_index(tmp_path: Path) -> None:
