@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from mmembed.index import (
 from mmembed.kinds import BLOCK_ROWS, Kind
 from mmembed.shards import checksum, fingerprint, replacing, write_bytes, write_json
 from mmembed.splits import HELD_OUT, TRAIN, position
-from mmembed.tables import vectors_from_arrow
+from mmembed.tables import embeddings_schema, vectors_from_arrow
 from mmembed.tune import Budget, Measured, Probes
 
 Array = NDArray[np.float32]
@@ -241,24 +241,28 @@ class Indexing:
 
     def _write_rows(self, modality: str, made: Mapping[str, Any]) -> float:
         """Write what rows say, and the rows themselves; gives the radius (see `kinds.codable`)."""
-        root, dim, longest = self.dataset.root, _dim(made), 0.0
-        schema = None
-        with replacing(root / rows_path(modality)) as says, replacing(root / vectors_path(modality)) as matrix:
-            with matrix.open("wb") as file:
-                header = {"descr": "<f4", "fortran_order": False, "shape": (made["rows"], dim)}
-                np.lib.format.write_array_header_1_0(file, header)
-                writer, waiting = None, list[pa.Table]()
-                with pa.OSFile(str(says), "wb") as sink:
-                    for _, table, rows in blocks(self.dataset, modality, made["terms"]):
-                        file.write(np.ascontiguousarray(rows, "<f4").data)
-                        longest = max(longest, float(np.linalg.norm(rows, axis=1).max(initial=0)))
-                        said = table.drop_columns(["embedding"]).replace_schema_metadata(None)
-                        schema = schema or said.schema
-                        writer = writer or pa.ipc.new_file(sink, schema)
-                        waiting = _write_batches(writer, [*waiting, said])
-                    if writer:
-                        _write_batches(writer, waiting, last=True)
-                        writer.close()
+        root, longest = self.dataset.root, 0.0
+        summary = self.dataset.stage("project").summary
+        schema = embeddings_schema(made["space"]["dim"], summary["dtype"], summary["kinds"])
+        said = schema.remove(schema.get_field_index("embedding"))
+        with (
+            replacing(root / rows_path(modality)) as says,
+            replacing(root / vectors_path(modality)) as matrix,
+            matrix.open("wb") as file,
+            pa.ipc.new_file(str(says), said) as writer,
+        ):
+            header = {"descr": "<f4", "fortran_order": False, "shape": (made["rows"], _dim(made))}
+            np.lib.format.write_array_header_1_0(file, header)
+
+            def tables() -> Iterator[pa.Table]:
+                nonlocal longest
+                for _, table, rows in blocks(self.dataset, modality, made["terms"]):
+                    file.write(np.ascontiguousarray(rows, "<f4").data)
+                    longest = max(longest, float(np.linalg.norm(rows, axis=1).max(initial=0)))
+                    yield table.select(said.names).cast(said)
+
+            for batch in _in_batches(tables()):
+                writer.write(batch)
         return longest * (1 + 1e-6) if made["terms"] else 0.0
 
     def _vectors(self, modality: str) -> Array:
@@ -377,13 +381,17 @@ def _operating(point: Measured) -> dict[str, Any]:
     return {"search": dict(point.search), "recall": dict(point.recall)}
 
 
-def _write_batches(writer: Any, tables: Sequence[pa.Table], last: bool = False) -> list[pa.Table]:
-    """Write full batches of BATCH_ROWS rows, or all; gives what is left for the next."""
-    table = pa.concat_tables(tables) if tables else None
-    while table is not None and (table.num_rows >= BATCH_ROWS or (last and table.num_rows)):
-        writer.write(table.slice(0, BATCH_ROWS).combine_chunks())
-        table = table.slice(BATCH_ROWS)
-    return [] if table is None or not table.num_rows else [table]
+def _in_batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of tables in batches of BATCH_ROWS, the last of what is left."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        while sum(map(len, waiting)) >= BATCH_ROWS:
+            joined = pa.concat_tables(waiting)
+            yield joined.slice(0, BATCH_ROWS).combine_chunks()
+            waiting = [joined.slice(BATCH_ROWS)]
+    if any(map(len, waiting)):
+        yield pa.concat_tables(waiting).combine_chunks()
 
 
 def _write_faiss(path: Path, index: Any) -> None:

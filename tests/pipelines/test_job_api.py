@@ -14,6 +14,11 @@ from command import ENVIRONMENT, arguments, content, kill_group, wait_for
 from conftest import UNIT
 
 from mmembed.dataset import Dataset
+from mmembed.engine import ONE_THREAD
+
+
+# The tests themselves use one thread, see conftest.py.
+UNLIMITED = {name: value for name, value in ENVIRONMENT.items() if name not in ONE_THREAD}
 
 
 def free_port() -> int:
@@ -37,7 +42,7 @@ def service(module: str, flag: str, folder: Path) -> Iterator[int]:
             [str(Path(sys.executable).parent), ENVIRONMENT["PATH"]]
         )  # the pool starts a bare `python`
         process = subprocess.Popen(
-            command, cwd=folder, env=ENVIRONMENT | {"PATH": path}, stdout=log, stderr=log, start_new_session=True
+            command, cwd=folder, env=UNLIMITED | {"PATH": path}, stdout=log, stderr=log, start_new_session=True
         )
         try:
             wait_for(lambda: listens(port), 60, module)
@@ -62,7 +67,7 @@ def test_workers_outside_the_launcher_give_the_same_bytes(built: Path, faulty: P
         )
         here = os.path.relpath(faulty), os.path.relpath(out)
         command = arguments(*here, "--unit-records", UNIT, "--", *beam, python=("-m", "pipelines.build"))
-        done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=200)
+        done = subprocess.run(command, env=UNLIMITED, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert content(out) == content(built) != {}
     assert Dataset.open(out).stages == Dataset.open(built).stages
