@@ -16,7 +16,6 @@ from conftest import UNIT
 from mmembed.dataset import Dataset
 from mmembed.engine import ONE_THREAD
 
-
 # The tests themselves use one thread, see conftest.py.
 UNLIMITED = {name: value for name, value in ENVIRONMENT.items() if name not in ONE_THREAD}
 
