@@ -131,10 +131,11 @@ class Index:
         within = any(pc.any(pc.equal(chunk[1:], chunk[:-1])).as_py() for chunk in ids)
         return within or any(left[-1] == right[0] for left, right in pairwise(ids))
 
-    def row(self, row: int) -> dict[str, Any]:
-        """What a row says, by column; without its split."""
-        batch, place = divmod(row, BATCH_ROWS)
-        return {name: column[place].as_py() for name, column in self._batches[batch].items()}
+    def rows_at(self, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """What rows say, by column; without their split."""
+        places = [divmod(row, BATCH_ROWS) for row in rows]
+        columns = {name: [self._batches[batch][name][place].as_py() for batch, place in places] for name in self._shown}
+        return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
     def ids(self, rows: Rows) -> list[str]:
         """Ids of the records that rows are of."""
@@ -143,8 +144,12 @@ class Index:
     @cached_property
     def _batches(self) -> list[dict[str, pa.Array]]:
         """Columns by record batch: looking them up anew would take most of the time of a look at a row."""
-        shown = self.rows.drop_columns(["split"])
-        return [dict(zip(shown.column_names, batch.columns)) for batch in shown.to_batches()]
+        names = self.rows.column_names
+        return [dict(zip(names, batch.columns)) for batch in self.rows.to_batches()]
+
+    @cached_property
+    def _shown(self) -> list[str]:
+        return [name for name in self.rows.column_names if name != "split"]
 
 
 def term_columns(scoring: Scoring, hubness: str, modalities: Sequence[str]) -> list[str]:

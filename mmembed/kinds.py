@@ -69,6 +69,10 @@ class Kind:
         """Whether every row is compared as it is."""
         return self.name == "Flat"
 
+    def gives_scores(self, radius: float) -> bool:
+        """Whether its own scores are inner products of whole rows, so that there is nothing to refine."""
+        return not radius and (self.code == "Flat" or self.is_graph)
+
     @property
     def is_graph(self) -> bool:
         """Whether it is a graph, which grows row by row."""
@@ -358,11 +362,10 @@ def sample_of(rows: int, count: int, seed: int = 0) -> Rows:
 
 def candidates(
     index: Any, kind: Kind, queries: Array, count: int, point: Point, radius: float, selector: Any = None
-) -> Rows:
-    """Numbers of the rows that an index takes for the best, int64 (q, count); -1 where it found fewer."""
+) -> tuple[Array, Rows]:
+    """What an index takes for the best rows: its own scores, float32 (q, count), and numbers of rows, int64 (q, count);
+    -1 where it found fewer."""
     faiss = _faiss()
-
-    asked = asking(queries, radius)
     if kind.lists:
         parameters = faiss.SearchParametersIVF(nprobe=min(point["nprobe"], kind.lists), sel=selector)
         if isinstance(index, faiss.IndexPreTransform):
@@ -371,8 +374,8 @@ def candidates(
         parameters = faiss.SearchParametersHNSW(efSearch=max(point["efSearch"], count), sel=selector)
     else:
         parameters = faiss.SearchParameters(sel=selector)
-    rows: Rows = index.search(asked, count, params=parameters)[1]
-    return rows
+    found: tuple[Array, Rows] = index.search(asking(queries, radius), count, params=parameters)
+    return found
 
 
 def scores_of(queries: Array, vectors: Array, rows: Rows) -> Array:
@@ -456,8 +459,10 @@ def search(
         return nearest_of(queries, vectors, k, np.flatnonzero(kept))
     point = wider(point, kind, k, count / max(len(vectors), 1))
     depth = min(k * point.get("refine", 1), len(vectors))
-    found = candidates(index, kind, queries, max(depth, k), point, radius, _selector(kept))
-    return best_of(scores_of(queries, vectors, found), found, k)
+    scores, found = candidates(index, kind, queries, max(depth, k), point, radius, _selector(kept))
+    if not kind.gives_scores(radius):
+        scores = scores_of(queries, vectors, found)
+    return best_of(np.where(found < 0, -np.inf, scores).astype(np.float32), found, k)
 
 
 def _flat(index: Any, kind: Kind, queries: Array, k: int, count: int, selector: Any) -> tuple[Array, Rows]:

@@ -241,11 +241,16 @@ class Searcher:
             rows = np.concatenate([query_rows(one.vector[np.newaxis], one.shares, index.columns) for one in asked])
             for found, more in zip(hits, wanted.best(index, modality, rows, without)):
                 found += more
-        kinds = self.dataset.stage("project").summary["kinds"]
-        return [
-            [hit.neighbour(rank, kinds) for rank, hit in enumerate(sorted(found, key=_Hit.order)[:k], 1)]
-            for found in hits
-        ]
+        return [self._neighbours(sorted(found, key=_Hit.order)[:k]) for found in hits]
+
+    def _neighbours(self, hits: Sequence[_Hit]) -> list[Neighbour]:
+        """Hits with what their rows say."""
+        kinds: Mapping[str, str] = self.dataset.stage("project").summary["kinds"]
+        said: dict[tuple[str, int], dict[str, Any]] = {}
+        for modality in {hit.modality for hit in hits}:
+            rows = [hit.row for hit in hits if hit.modality == modality]
+            said |= {(modality, row): values for row, values in zip(rows, self.index(modality).rows_at(rows))}
+        return [_neighbour(rank, hit, said[hit.modality, hit.row], kinds) for rank, hit in enumerate(hits, 1)]
 
     @property
     def targets(self) -> list[str]:
@@ -457,26 +462,22 @@ class _Hit:
     score: float
     modality: str
     row: int
-    index: Index
     twins: tuple[str, ...] = ()
 
     def order(self) -> tuple[float, str, int]:
         """Best first, ties by modality and row."""
         return -self.score, self.modality, self.row
 
-    def neighbour(self, rank: int, kinds: Mapping[str, str]) -> Neighbour:
-        """With what its row says."""
-        row = self.index.row(self.row)
-        # The column holds every key of the data set: those that the record lacks are null. Mixed values are JSON text.
-        metadata = {
-            key: json.loads(value) if kinds.get(key) == "json" else value
-            for key, value in (row.get("metadata") or {}).items()
-            if value is not None
-        }
-        span = tuple(row["span"])
-        return Neighbour(
-            rank, self.score, self.modality, row["id"], row["segment"], span, row["media"], metadata, self.twins
-        )
+
+def _neighbour(rank: int, hit: _Hit, row: Mapping[str, Any], kinds: Mapping[str, str]) -> Neighbour:
+    # The column holds every key of the data set: those that the record lacks are null. Mixed values are JSON text.
+    metadata = {
+        key: json.loads(value) if kinds.get(key) == "json" else value
+        for key, value in (row.get("metadata") or {}).items()
+        if value is not None
+    }
+    span = tuple(row["span"])
+    return Neighbour(rank, hit.score, hit.modality, row["id"], row["segment"], span, row["media"], metadata, hit.twins)
 
 
 @dataclass(frozen=True, eq=False)
@@ -524,7 +525,7 @@ class _Wanted:
         self, index: Index, modality: str, scores: Vector, found: NDArray[np.int64], without: set[str]
     ) -> list[_Hit]:
         scores, found = scores[found >= 0], found[found >= 0]
-        hits = [_Hit(score, modality, row, index) for score, row in zip(scores.tolist(), found.tolist())]
+        hits = [_Hit(score, modality, row) for score, row in zip(scores.tolist(), found.tolist())]
         if self.one_a_record or without:
             seen, left = set(without), []
             for hit, id in zip(hits, index.ids(found)):

@@ -183,10 +183,10 @@ def measure(
     dim = vectors.shape[1] + bool(radius)
     full = kinds.for_rows(kind, all_rows)
     found: list[Measured] = []
-    refines = (1,) if kind.is_exact else REFINES
+    refines = (1,) if kind.gives_scores(radius) else REFINES
     for point in kind.points():
         depth = min(RECALL_K * refines[-1], len(vectors))
-        rows = kinds.candidates(index, kind, probes.queries, depth, point, radius)
+        _, rows = kinds.candidates(index, kind, probes.queries, depth, point, radius)
         scores = kinds.scores_of(probes.queries, vectors, rows)
         reached = 0.0
         for refine in refines:

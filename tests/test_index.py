@@ -51,7 +51,7 @@ def test_ids_are_row_numbers_in_file_order(kind: str, request: pytest.FixtureReq
     said = [
         row for _, table in dataset.tables("embeddings/image") for row in table.drop(["embedding", "split"]).to_pylist()
     ]
-    assert [opened.row(row) for row in range(len(opened))] == said
+    assert opened.rows_at(range(len(opened))) == said
     assert opened.ids(np.array([3, 0])) == [said[3]["id"], said[0]["id"]]
     assert opened.rows_of("r003").tolist() == [row for row, values in enumerate(said) if values["id"] == "r003"]
     assert opened.rows_of("nobody").tolist() == opened.rows_of("\udcff").tolist() == []

@@ -69,7 +69,8 @@ def test_a_kind_that_looks_everywhere_finds_the_best_with_exact_scores(name: str
     np.testing.assert_allclose(scores, np.take_along_axis(queries @ vectors.T, rows, 1), rtol=1e-4, atol=1e-5)
     assert (np.diff(scores, axis=1) <= 0).all()
     found = (scores >= truth[:, -1:] - 1e-5).mean()
-    assert found >= (0.99 if "PQ" not in name else 0.9 if unit else 0.4), name
+    least = 0.3 if kind.directions == DIM // 2 else 0.9  # of rows of any length, half the directions lack too much
+    assert found >= (0.99 if "PQ" not in name else 0.9 if unit else least), name
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if not Kind(name).is_graph])
