@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -260,6 +261,8 @@ class _Clause(argparse.Action):
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
         before = namespace.clauses
+        if self.dest == "weight" and not math.isfinite(values):
+            parser.error(f"--weight {values}: must be a finite number")
         if self.dest != "weight":
             namespace.clauses = [*before, (self.dest, values, 1.0)]
         elif before:
@@ -402,7 +405,10 @@ def _later_stage(options: argparse.Namespace) -> int:
 
     config = _config(options, dict(Dataset.open(options.root).config))
     with _writing(options.root):
-        getattr(stages, options.stage)(Dataset.open(options.root), config, _engine(options))
+        before = Dataset.open(options.root)
+        after = getattr(stages, options.stage)(before, config, _engine(options))
+    if "evaluate" in before.stages and "evaluate" not in after.stages:
+        stages.say(f"{options.stage}: what was evaluated is gone with what it was of: run `mmembed evaluate`")
     return 0
 
 
@@ -499,6 +505,9 @@ def _query(options: argparse.Namespace) -> int:
         from mmembed.shards import write_bytes
 
         write_bytes(options.html, gallery(searcher, query, neighbours).encode())
+    if not neighbours and not options.json:
+        print("nothing found")
+        return 0
     print(_as_json(neighbours) if options.json else _as_table(neighbours, searcher.dataset.input))
     if options.preview:
         _preview(searcher, neighbours)
@@ -537,8 +546,11 @@ def _serve(options: argparse.Namespace) -> int:
 
     token = options.token or ("" if is_loopback(options.host) else new_token())
     settings = Settings(options.host, options.port, token, round(options.max_upload_mb * 10**6))
+    searcher = Searcher.open(options.root)
+    for modality in searcher.targets:
+        searcher.index(modality)  # so that what is missing is said before anybody asks
     try:
-        serve(Searcher.open(options.root), settings)
+        serve(searcher, settings)
     except KeyboardInterrupt:  # how it is ended
         print(file=sys.stderr)
     return 0

@@ -8,9 +8,11 @@ killed goes on. FAISS never reads one of these files: what is kept on the way ar
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +74,12 @@ class Tuned:
     state: Mapping[str, Array]
     probes: Probes
     about: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of what was learned, without what was measured."""
+        state = {name: checksum(array.tobytes()) for name, array in self.state.items()}
+        return fingerprint(self.kind.name, self.radius, state)
 
     def to_bytes(self) -> bytes:
         """As a safetensors file that knows its own checksum."""
@@ -142,33 +150,35 @@ class Indexing:
     retrain: tuple[str, ...] = ()
     block_rows: int = BLOCK_ROWS
 
-    def made_of(self, modality: str) -> dict[str, Any]:
-        """See `mmembed.index.made_of`."""
-        return made_of(self.dataset, modality, self.config.hubness)
+    @cached_property
+    def made(self) -> dict[str, dict[str, Any]]:
+        """By modality, see `mmembed.index.made_of`."""
+        return {name: made_of(self.dataset, name, self.config.hubness) for name in self.dataset.modalities("project")}
 
-    def budget(self, modality: str) -> Budget:
-        """What of the budget a modality's index gets: of the memory, as much as its rows are of all rows."""
-        rows = {name: self.made_of(name)["rows"] for name in self.dataset.modalities("project")}
-        share = rows[modality] / max(sum(rows.values()), 1)
-        return Budget(self.config.recall, int(self.config.memory_bytes * share), self.config.milliseconds)
+    @cached_property
+    def budgets(self) -> dict[str, Budget]:
+        """What of the budget each modality's index gets.
 
-    def check_budget(self) -> None:
-        """Raise UsageError for a budget that no kind of index fits, before anything is done."""
-        for modality in self.dataset.modalities("project"):
-            made = self.made_of(modality)
-            if made["rows"]:
-                tune.check_memory(self.budget(modality), made["rows"], _dim(made), modality)
+        Raises:
+            UsageError: it is too small for any indexes of so many rows.
+        """
+        sizes = {name: (made["rows"], _width(made)) for name, made in self.made.items() if made["rows"]}
+        return dict.fromkeys(self.made, self._asked) | tune.shared_out(self._asked, sizes)
+
+    @property
+    def _asked(self) -> Budget:
+        """What the user asked for, of all indexes together."""
+        return Budget(self.config.recall, self.config.memory_bytes, self.config.milliseconds)
 
     def prepare(self, modality: str) -> list[tuple[str, int]]:
         """Write the rows, and what the index has learned; gives the blocks that are to be encoded, one at least."""
-        made = self.made_of(modality)
+        made = self.made[modality]
         radius = self._write_rows(modality, made)
         vectors = self._vectors(modality)
-        tuned = None if modality in self.retrain else self._kept(modality, made)
+        tuned = None if modality in self.retrain else self._kept(modality, made, radius)
         tuned = tuned or self._learn(modality, made, vectors, radius)
-        data = tuned.to_bytes()
-        write_bytes(self.dataset.root / tuned_path(modality), data)
-        folder = self._folder(modality, data)
+        write_bytes(self._part(tuned_path(modality)), tuned.to_bytes())
+        folder = self._folder(modality, tuned)
         for other in (self.dataset.root / PARTS).glob(f"{modality}-*"):
             if other != folder:  # of other rows, or of an index that learned something else
                 shutil.rmtree(other)
@@ -192,7 +202,7 @@ class Indexing:
     def finish(self, modality: str, numbers: Sequence[int]) -> None:
         """Merge the blocks, measure the index, choose its operating point and write all that belongs to it; its entry
         goes to index/parts/<modality>.json."""
-        made = self.made_of(modality)
+        made = self.made[modality]
         tuned, folder = self._open(modality)
         kind, radius, vectors = tuned.kind, tuned.radius, self._vectors(modality)
         index = kinds.restored(kind, tuned.state, vectors.shape[1] + bool(tuned.radius), radius)
@@ -204,32 +214,36 @@ class Indexing:
             codes = (np.load(folder / f"block-{number:05d}.npy", allow_pickle=False) for number in sorted(numbers))
             index = kinds.fill(index, kind, codes)
         curve, chosen = self._curve(index, tuned, vectors)
-        root = self.dataset.root
-        _write_faiss(root / index_path(modality), index)
-        if not kind.is_exact:
-            about = {**tuned.about, **({} if "recall" in tuned.about else _operating(chosen))}
-            write_bytes(root / tuned_path(modality), replace(tuned, about=about).to_bytes())
+        path = self._part(index_path(modality))
+        _write_faiss(path, index)
+        about = {**tuned.about, **({} if "recall" in tuned.about else _operating(chosen))}
+        write_bytes(self._part(tuned_path(modality)), replace(tuned, about=about).to_bytes())
         entry = {
             **made,
             "kind": kind.name,
             "radius": radius,
-            "bytes": (root / index_path(modality)).stat().st_size,
+            "bytes": path.stat().st_size,
             "search": dict(chosen.search),
             "recall": dict(chosen.recall),
             "milliseconds": chosen.milliseconds,
-            "asked": asdict(self.budget(modality)),
+            "asked": asdict(self.budgets[modality]),
             "probes": tuned.probes.counts,
             "split": tuned.probes.split,
             "truth": tuned.probes.fingerprint,
             "trained_rows": tuned.about["rows"],
-            "drift": self._drift(tuned, curve),
+            "drift": self._drift(tuned, index, vectors),
             "curve": [*tuned.about["pilot"], *(point.to_json(point is chosen) for point in curve)],
         }
-        write_json(root / PARTS / f"{modality}.json", entry)
+        write_json(self._part(f"{modality}.json"), entry)
+
+    def publish(self, modality: str) -> None:
+        """Put what `finish` left where it belongs; until then, what was there is as it was."""
+        for path in self.files(self.entry(modality), modality):
+            os.replace(self._part(path), self.dataset.root / path)
 
     def entry(self, modality: str) -> dict[str, Any]:
         """What `finish` left."""
-        found: dict[str, Any] = json.loads((self.dataset.root / PARTS / f"{modality}.json").read_text("utf-8"))
+        found: dict[str, Any] = json.loads(self._part(f"{modality}.json").read_text("utf-8"))
         return found
 
     def files(self, entry: Mapping[str, Any], modality: str) -> dict[str, int | None]:
@@ -241,13 +255,13 @@ class Indexing:
 
     def _write_rows(self, modality: str, made: Mapping[str, Any]) -> float:
         """Write what rows say, and the rows themselves; gives the radius (see `kinds.codable`)."""
-        root, longest = self.dataset.root, 0.0
+        longest = 0.0
         summary = self.dataset.stage("project").summary
         schema = embeddings_schema(made["space"]["dim"], summary["dtype"], summary["kinds"])
         said = schema.remove(schema.get_field_index("embedding"))
         with (
-            replacing(root / rows_path(modality)) as says,
-            replacing(root / vectors_path(modality)) as matrix,
+            replacing(self._part(rows_path(modality))) as says,
+            replacing(self._part(vectors_path(modality))) as matrix,
             matrix.open("wb") as file,
             pa.ipc.new_file(str(says), said) as writer,
         ):
@@ -266,42 +280,44 @@ class Indexing:
         return longest * (1 + 1e-6) if made["terms"] else 0.0
 
     def _vectors(self, modality: str) -> Array:
-        found: Array = np.load(self.dataset.root / vectors_path(modality), mmap_mode="r", allow_pickle=False)
+        found: Array = np.load(self._part(vectors_path(modality)), mmap_mode="r", allow_pickle=False)
         return found
 
-    def _folder(self, modality: str, tuned: bytes) -> Path:
-        return self.dataset.root / PARTS / f"{modality}-{checksum(tuned)[:16]}"
+    def _part(self, path: str) -> Path:
+        """Where a file of index/ lies until it is published."""
+        return self.dataset.root / PARTS / path.rsplit("/", 1)[-1]
+
+    def _folder(self, modality: str, tuned: Tuned) -> Path:
+        """Of the blocks that are encoded with what an index has learned."""
+        return self._part(f"{modality}-{fingerprint(tuned.name, self.made[modality]['embeddings'])[:16]}")
 
     def _open(self, modality: str) -> tuple[Tuned, Path]:
-        path = self.dataset.root / tuned_path(modality)
-        tuned = Tuned.read(path)
+        tuned = Tuned.read(self._part(tuned_path(modality)))
         assert tuned is not None  # `prepare` has just written it
-        return tuned, self._folder(modality, path.read_bytes())
+        return tuned, self._folder(modality, tuned)
 
     def _mark(self, made: Mapping[str, Any], modality: str) -> str:
         """Of what must be equal for an index to learn the same, but for its rows."""
-        return fingerprint(VERSION, made["space"], made["hubness"], made["terms"], asdict(self.budget_asked()))
+        return fingerprint(VERSION, made["space"], made["hubness"], made["terms"], asdict(self._asked))
 
-    def budget_asked(self) -> Budget:
-        """What the user asked for, of all indexes together."""
-        return Budget(self.config.recall, self.config.memory_bytes, self.config.milliseconds)
-
-    def _kept(self, modality: str, made: Mapping[str, Any]) -> Tuned | None:
-        """What the index has learned before, if it is good for the rows of now."""
-        tuned = Tuned.read(self.dataset.root / tuned_path(modality))
+    def _kept(self, modality: str, made: Mapping[str, Any], radius: float) -> Tuned | None:
+        """What the index has learned before, by a run that was killed or by the last one, if it is good for the rows of
+        now: as many, within limits, none longer, and of the same budget."""
+        path = tuned_path(modality)
+        tuned = Tuned.read(self._part(path)) or Tuned.read(self.dataset.root / path)
         if tuned is None or tuned.about["mark"] != self._mark(made, modality) or tuned.kind.is_exact:
             return None
-        rows, before = made["rows"], tuned.about["rows"]
-        too_large = self.budget(modality).memory and tuned.kind.bytes(rows, _dim(made)) > self.budget(modality).memory
-        return None if too_large or not before / _GROWTH < rows < before * _GROWTH else tuned
+        rows, before, memory = made["rows"], tuned.about["rows"], self.budgets[modality].memory
+        is_large = bool(memory) and tuned.kind.bytes(rows, _width(made)) > memory
+        is_near = before / _GROWTH < rows < before * _GROWTH
+        return tuned if is_near and not is_large and radius <= tuned.radius else None
 
     def _learn(self, modality: str, made: Mapping[str, Any], vectors: Array, radius: float) -> Tuned:
         """Choose a kind on a sample of the rows, and train it on another."""
         about = {"mark": self._mark(made, modality), "rows": len(vectors), "pilot": []}
-        dim, budget = _dim(made), self.budget(modality)
-        flat = Kind("Flat")
-        if not len(vectors) or tune.suits(flat, len(vectors), dim, budget):
-            return Tuned(flat, 0.0, {}, _no_probes(dim), about)
+        budget, flat = self.budgets[modality], Kind("Flat")
+        if not len(vectors) or tune.suits(flat, len(vectors), _width(made), budget):
+            return Tuned(flat, 0.0, {}, _no_probes(_dim(made)), about)
         queries, modalities, split = self._queries(modality, made)
         sample = np.array(vectors[kinds.sample_of(len(vectors), tune.PILOT_ROWS, seed=1)])
         probes = tune.with_truth(queries, modalities, split, sample)
@@ -328,20 +344,23 @@ class Indexing:
         best = tune.cheapest(points, self.config.recall) or max(points, key=lambda point: point.sure)
         return points, best
 
-    def _drift(self, tuned: Tuned, curve: Sequence[Measured]) -> dict[str, list[float]]:
-        """By modality of queries, recall when the index was trained and now, where it has fallen."""
+    def _drift(self, tuned: Tuned, index: Any, vectors: Array) -> dict[str, list[float]]:
+        """By modality of queries, recall when the index was trained and now, at the same point and by the same probes,
+        where it has fallen."""
         if "recall" not in tuned.about:
             return {}
-        at = [point for point in curve if point.search == tuned.about["search"]]
-        now = at[0].recall if at else {}
-        before = tuned.about["recall"]
+        probes = replace(tuned.probes, truth=tune.exact_search(tuned.probes.queries, vectors))
+        scores, _ = kinds.search(
+            index, tuned.kind, vectors, probes.queries, kinds.RECALL_K, tuned.about["search"], tuned.radius
+        )
+        now, before = probes.recall(scores), tuned.about["recall"]
         return {name: [before[name], now[name]] for name in now if now[name] < before[name] - DRIFT}
 
     def _queries(self, modality: str, made: Mapping[str, Any]) -> tuple[Array, NDArray[np.str_], str]:
         """What the index is measured with: means of records' embeddings in the other modalities, of held-out records
         where there are any, else of those that were fitted; in its own modality where there is no other."""
         others = [name for name in self.dataset.modalities("project") if name != modality]
-        for split, names in ((HELD_OUT, others), (TRAIN, others), (TRAIN, [modality])):
+        for split, names in ((HELD_OUT, others), (TRAIN, others), (TRAIN, [modality]), (HELD_OUT, [modality])):
             found = {name: self._means(name, split) for name in names}
             found = {name: rows for name, rows in found.items() if len(rows)}
             if found:
@@ -371,6 +390,11 @@ class Indexing:
 
 def _dim(made: Mapping[str, Any]) -> int:
     return int(made["space"]["dim"]) + len(made["terms"])
+
+
+def _width(made: Mapping[str, Any]) -> int:
+    """Of a row as a compressed index takes it, see `kinds.codable`."""
+    return _dim(made) + bool(made["terms"])
 
 
 def _no_probes(dim: int) -> Probes:

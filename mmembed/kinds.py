@@ -40,6 +40,8 @@ _WIDEST = 16  # how much further an index looks, at most, where a filter leaves 
 _NS_A_BYTE = {"Flat": 0.1, "SQ": 0.25, "PQfs": 0.2, "PQ": 0.6}
 _NS_A_CODE, _NS_A_ROW, _NS_A_NODE = 1.5, 3000.0, 150.0
 _NS_A_QUERY = 60_000.0
+LEAST_MS = _NS_A_QUERY / 1e6
+"""What a query takes before any row is looked at."""
 
 
 @dataclass(frozen=True)
@@ -134,8 +136,8 @@ class Kind:
 
 
 def lists_for(rows: int) -> int:
-    """How many lists an inverted file has: about 2 sqrt(n), a power of 2."""
-    return int(min(_MAX_LISTS, 2 ** round(np.log2(2 * np.sqrt(max(rows, 1))))))
+    """How many lists an inverted file has: about 2 sqrt(n), a power of 2, and no more than there are rows."""
+    return 1 if rows < 4 else int(min(_MAX_LISTS, 2 ** round(np.log2(2 * np.sqrt(rows)))))
 
 
 def tiers(rows: int, dim: int) -> list[list[Kind]]:
@@ -295,8 +297,7 @@ def _faiss() -> Any:
 
 def _inner(index: Any) -> Any:
     """What holds the codes, behind a rotation."""
-    import faiss
-
+    faiss = _faiss()
     return faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
 
 
@@ -334,8 +335,7 @@ def _packed(index: Any) -> Any:
 
 def grow(index: Any, kind: Kind, blocks: Iterable[Array], radius: float) -> Any:
     """An index with rows in it that grows row by row: with one thread, so that the same rows give the same graph."""
-    import faiss
-
+    faiss = _faiss()
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)
     try:
@@ -380,14 +380,15 @@ def candidates(
 
 def scores_of(queries: Array, vectors: Array, rows: Rows) -> Array:
     """Inner products of queries (q, D) with some rows (q, c) of vectors each, float32 (q, c); -inf for the row -1."""
-    scores = np.empty(rows.shape, np.float32)
-    size = max(1, _BLOCK_VALUES // max(1, rows.shape[1] * queries.shape[1]))
-    for start in range(0, len(rows), size):
+    flat, width = rows.ravel(), rows.shape[1]
+    scores = np.empty(len(flat), np.float32)
+    size = max(1, _BLOCK_VALUES // max(1, queries.shape[1]))
+    for start in range(0, len(flat), size):
         block = slice(start, start + size)
-        gathered = vectors[rows[block]]
-        np.matmul(gathered, queries[block, :, np.newaxis], out=scores[block, :, np.newaxis])
-    scores[rows < 0] = -np.inf
-    return scores
+        asked = queries[np.arange(start, min(start + size, len(flat))) // width]
+        np.einsum("ij,ij->i", vectors[flat[block]], asked, out=scores[block])
+    scores[flat < 0] = -np.inf
+    return scores.reshape(rows.shape)
 
 
 def best_of(scores: Array, rows: Rows, k: int) -> tuple[Array, Rows]:
@@ -454,7 +455,7 @@ def search(
     """
     count = len(vectors) if kept is None else int(np.count_nonzero(kept))
     if kind.is_exact:
-        return _flat(index, kind, queries, k, count, _selector(kept))
+        return _flat(index, queries, k, count, _selector(kept))
     if kept is not None and (count <= _EXACT_ROWS or count * _WIDEST < len(vectors)):
         return nearest_of(queries, vectors, k, np.flatnonzero(kept))
     point = wider(point, kind, k, count / max(len(vectors), 1))
@@ -462,17 +463,23 @@ def search(
     scores, found = candidates(index, kind, queries, max(depth, k), point, radius, _selector(kept))
     if not kind.gives_scores(radius):
         scores = scores_of(queries, vectors, found)
-    return best_of(np.where(found < 0, -np.inf, scores).astype(np.float32), found, k)
+    scores, found = best_of(np.where(found < 0, -np.inf, scores).astype(np.float32), found, k)
+    # Where it looked in vain: in lists of which a filter keeps too little.
+    short = np.flatnonzero((found >= 0).sum(axis=1) < min(k, count))
+    if len(short):
+        among = None if kept is None else np.flatnonzero(kept)
+        scores[short], found[short] = nearest_of(queries[short], vectors, k, among)
+    return scores, found
 
 
-def _flat(index: Any, kind: Kind, queries: Array, k: int, count: int, selector: Any) -> tuple[Array, Rows]:
+def _flat(index: Any, queries: Array, k: int, count: int, selector: Any) -> tuple[Array, Rows]:
     """FAISS keeps any of the rows that tie for the last place: ask for more until each tie is seen whole."""
     faiss = _faiss()
 
     asked = max(1, k)
     while True:
         asked = min(2 * asked, max(count, k))
-        found = index.search(asking(queries, 0), asked, params=faiss.SearchParameters(sel=selector))
+        found = index.search(np.ascontiguousarray(queries), asked, params=faiss.SearchParameters(sel=selector))
         scores, rows = np.where(found[1] < 0, -np.inf, found[0]).astype(np.float32), found[1]
         if asked >= count or (scores[:, -1] < scores[:, k - 1]).all():
             return best_of(scores, rows, k)

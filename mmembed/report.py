@@ -130,10 +130,12 @@ def index_line(modality: str, entry: Mapping[str, Any]) -> str:
     """What an index is, and what was measured of it, in a line."""
     asked, found = entry["asked"], ", ".join(f"{value:.3f} by {name}" for name, value in entry["recall"].items())
     recall = f"recall@10 {found} ({entry['split']} queries)" if found else "exact"
+    if found and min(entry["recall"].values()) < asked["recall"]:
+        recall += f", less than the {asked['recall']:g} asked for: allow more --memory, or more --latency"
     late = asked["milliseconds"] and entry["milliseconds"] > asked["milliseconds"]
     slow = f", more than the {asked['milliseconds']:g} ms asked for, on this machine now" if late else ""
     return (
-        f"{modality} {entry['kind']}, {entry['bytes'] / 1e6:,.1f} MB, {recall}, "
+        f"{modality} {entry['kind']}, {max(entry['bytes'] / 1e6, 0.001):,.3g} MB, {recall}, "
         f"{entry['milliseconds']:.2g} ms a query{slow}"
     )
 

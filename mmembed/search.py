@@ -36,6 +36,7 @@ SAME = 0.99
 
 _ID, _VECTOR = "id", "vector"
 _FILTERS_KEPT = 32
+_DEEPEST = 4096  # rows that are looked at where near duplicates are folded
 _GROWTH = 4  # how many times more is asked for where too much of what was found can't be an answer
 
 Vector = NDArray[np.float32]
@@ -310,6 +311,8 @@ class Searcher:
             the
                 clauses cancel each other out.
         """
+        if not query.clauses:
+            raise UsageError("a query needs a text, an image, an audio, an id or a vector")
         embedded = [self._embed(clause) for clause in query.clauses]
         if len(embedded) == 1 and query.clauses[0].weight == 1:
             return embedded[0]
@@ -374,8 +377,7 @@ class Searcher:
     def _features(self, modality: str, media: Media) -> Vector:
         """Features (segments, d) of a medium, by the very steps that made the data set's."""
         cut, encoder = self.encoders[modality]
-        with self._lock:
-            encoder.setup()
+        self._keep(("encoder", modality), encoder.setup)
         features: list[Vector] = []
         for batch in segment_records(Batch((Record("query", {modality: (media,)}),)), {modality: cut}):
             encoded = encode_segments(normalize_segments(batch, {modality: cut}), {modality: encoder})
@@ -404,17 +406,20 @@ class Searcher:
         return {name: rows for name, rows in found.items() if len(rows)}
 
     def _filter(self, condition: Filter, modality: str) -> NDArray[np.bool_] | None:
-        """Which rows of an index a filter keeps; those of the last filters are remembered."""
-        if isinstance(condition, str) and not condition.strip():
+        """Which rows of an index a filter keeps; those of the last SQL conditions are remembered."""
+        if not isinstance(condition, str):
+            return kept_by(condition, self.index(modality).rows)
+        if not condition.strip():
             return None
-        key = ("filter", modality, str(condition))
-        with self._lock:
-            if key not in self._kept:
+        key = ("filter", modality, condition)
+        kept: NDArray[np.bool_] | None = self._kept.get(key)
+        if kept is None:
+            kept = kept_by(condition, self.index(modality).rows)  # which takes its time: others go on meanwhile
+            with self._lock:
                 known = [old for old in self._kept if old[0] == "filter"]
                 for old in known[: len(known) - _FILTERS_KEPT + 1]:
                     del self._kept[old]
-                self._kept[key] = kept_by(condition, self.index(modality).rows)
-            kept: NDArray[np.bool_] = self._kept[key]
+                self._kept[key] = kept
         return kept
 
     def record(self, id: str) -> Record:
@@ -506,8 +511,9 @@ class _Wanted:
         answers: list[list[_Hit]] = [[] for _ in without]
         waiting = list(range(len(without))) if len(index) else []
         asked = 2 * self.k if self.one_a_record or self.fold or any(without) else self.k
+        most = min(len(index), max(_DEEPEST, self.k)) if self.fold else len(index)
         while waiting:
-            asked = min(asked, len(index))
+            asked = min(asked, most)
             scores, found = index.search(queries[waiting], asked, self.kept)
             for number, place in enumerate(waiting):
                 answers[place] = self._answers(index, modality, scores[number], found[number], without[place])
@@ -516,7 +522,7 @@ class _Wanted:
                 for number, place in enumerate(waiting)
                 if len(answers[place]) < self.k and (found[number] >= 0).all()
             ]
-            if asked == len(index):
+            if asked == most:
                 break
             asked *= _GROWTH
         return [hits[: self.k] for hits in answers]
@@ -534,19 +540,22 @@ class _Wanted:
                 if self.one_a_record:
                     seen.add(id)
             hits = left
-        return _folded(index, hits) if self.fold and hits else hits
+        return _folded(index, hits, self.k) if self.fold and hits else hits
 
 
-def _folded(index: Index, hits: Sequence[_Hit]) -> list[_Hit]:
-    """Hits that are not nearly the same as a better one, which has their ids."""
+def _folded(index: Index, hits: Sequence[_Hit], k: int) -> list[_Hit]:
+    """The first k hits that are not nearly the same as a better one, which has the ids of other records that are."""
     rows = np.array([hit.row for hit in hits])
-    vectors = normalize_rows(index.vectors_of(rows)[:, : index.entry["space"]["dim"]])
-    alike, ids = vectors @ vectors.T >= SAME, index.ids(rows)
-    twins: dict[int, list[str]] = {}
-    for place in range(len(hits)):
-        first = next((better for better in twins if alike[place, better]), None)
-        if first is None:
-            twins[place] = []
-        else:
-            twins[first].append(ids[place])
-    return [replace(hits[place], twins=tuple(others)) for place, others in twins.items()]
+    vectors, ids = normalize_rows(index.vectors_of(rows)[:, : index.entry["space"]["dim"]]), index.ids(rows)
+    leaders: list[int] = []
+    twins: dict[int, dict[str, None]] = {}
+    for place, vector in enumerate(vectors):
+        alike = np.flatnonzero(vectors[leaders] @ vector >= SAME)
+        if len(alike):
+            twins[leaders[alike[0]]][ids[place]] = None
+        elif len(leaders) < k:
+            leaders.append(place)
+            twins[place] = {}
+    return [
+        replace(hits[place], twins=tuple(id for id in others if id != ids[place])) for place, others in twins.items()
+    ]

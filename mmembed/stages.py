@@ -301,22 +301,23 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         say("index: up to date")
         return dataset
     work = Indexing(dataset, config.index)
-    work.check_budget()
+    _ = work.budgets  # which refuses what can't be met, before anything is done
     before, dataset = dataset, dataset.begin("index")
     try:
         _build_index(work, names, engine)
     except UsageError:  # a budget that trials showed to be out of reach: what was there is as good as before
-        _keep(before, "index", before.files)
         shutil.rmtree(dataset.root / PARTS, ignore_errors=True)
         before.save()
         raise
     entries = {name: work.entry(name) for name in names}
-    if drifted := [name for name in names if entries[name]["drift"]]:
-        for name in drifted:
+    if drifts := {name: entry["drift"] for name, entry in entries.items() if entry["drift"]}:
+        for name in drifts:
             say(f"index: {drift_line(name, entries[name])}")
-        again = replace(work, retrain=tuple(drifted))
-        _build_index(again, drifted, engine)
-        entries |= {name: again.entry(name) for name in drifted}
+        again = replace(work, retrain=tuple(drifts))
+        _build_index(again, list(drifts), engine)
+        entries |= {name: again.entry(name) | {"drift": drift} for name, drift in drifts.items()}
+    for name in names:
+        work.publish(name)
     write_json(dataset.root / ENTRIES, entries)
     files: dict[str, int | None] = {ENTRIES: None}
     for name, entry in entries.items():
@@ -335,7 +336,7 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
 def _build_index(work: Indexing, names: Sequence[str], engine: Engine) -> None:
     from mmembed.transforms import BuildIndex
 
-    values = sum(work.made_of(name)["rows"] * work.made_of(name)["space"]["dim"] for name in names)
+    values = sum(work.made[name]["rows"] * work.made[name]["space"]["dim"] for name in names)
     few = values < _INDEX_VALUES_A_PROCESS
     _run("BuildIndex", names, BuildIndex(work), replace(engine, workers=1) if few else engine)
 

@@ -184,21 +184,24 @@ def measure(
     full = kinds.for_rows(kind, all_rows)
     found: list[Measured] = []
     refines = (1,) if kind.gives_scores(radius) else REFINES
+    # A graph looks at as many nodes as are wanted of it, so each depth is a search of its own.
+    together = [[refine] for refine in refines] if kind.is_graph else [refines]
     for point in kind.points():
-        depth = min(RECALL_K * refines[-1], len(vectors))
-        _, rows = kinds.candidates(index, kind, probes.queries, depth, point, radius)
-        scores = kinds.scores_of(probes.queries, vectors, rows)
         reached = 0.0
-        for refine in refines:
-            best = -np.sort(-scores[:, : RECALL_K * refine], axis=1)[:, :RECALL_K]
-            asked = {**point, "refine": refine}
-            wider = {**asked, "nprobe": -(-point["nprobe"] * full.lists // kind.lists)} if kind.lists else asked
-            expected = full.milliseconds(all_rows, dim, wider)
-            sure = probes.sure(best)
-            reached = max(reached, sure)
-            found.append(
-                Measured(kind, asked, len(vectors), full.bytes(all_rows, dim), probes.recall(best), sure, expected)
-            )
+        for some in together:
+            depth = min(RECALL_K * some[-1], len(vectors))
+            _, rows = kinds.candidates(index, kind, probes.queries, depth, point, radius)
+            scores = kinds.scores_of(probes.queries, vectors, rows)
+            for refine in some:
+                best = -np.sort(-scores[:, : RECALL_K * refine], axis=1)[:, :RECALL_K]
+                asked = {**point, "refine": refine}
+                wider = {**asked, "nprobe": -(-point["nprobe"] * full.lists // kind.lists)} if kind.lists else asked
+                expected = full.milliseconds(all_rows, dim, wider)
+                sure = probes.sure(best)
+                reached = max(reached, sure)
+                found.append(
+                    Measured(kind, asked, len(vectors), full.bytes(all_rows, dim), probes.recall(best), sure, expected)
+                )
         if reached >= until:
             break
     return frontier(found)
@@ -236,21 +239,44 @@ def cheapest(points: Sequence[Measured], recall: float) -> Measured | None:
     return min((point for point in points if point.sure >= recall), key=lambda point: point.expected, default=None)
 
 
-def check_memory(budget: Budget, rows: int, dim: int, what: str) -> None:
-    """Raise UsageError where no kind of index is small enough, or no exact one, if that is asked for."""
-    possible = [kind for tier in kinds.tiers(rows, dim) for kind in tier if kind.is_exact or budget.recall < 1]
-    smallest = min(possible, key=lambda kind: kind.bytes(rows, dim))
-    if budget.memory and smallest.bytes(rows, dim) > budget.memory:
+def shared_out(budget: Budget, sizes: Mapping[str, tuple[int, int]]) -> dict[str, Budget]:
+    """What of a budget each index gets: of the memory the least that it needs, and of what is left as much as an exact
+    index would take beyond that.
+
+    Args:
+        sizes: by modality, rows and their width.
+
+    Raises:
+        UsageError: not even the smallest kinds fit together, or no kind is as fast.
+    """
+    if budget.milliseconds and budget.milliseconds < kinds.LEAST_MS:
         raise UsageError(
-            f"an index of {rows:,} rows of {what} with --recall {budget.recall:g} takes "
-            f"{megabytes(smallest.bytes(rows, dim))} at least ({smallest.name}), and its share of --memory is "
-            f"{megabytes(budget.memory)}: allow more"
+            f"--latency {budget.milliseconds:g}ms: no query takes less than {kinds.LEAST_MS:g}ms, whatever the index"
         )
+    flat = {name: Kind("Flat").bytes(*size) for name, size in sizes.items()}
+    least = {
+        name: min(
+            kind.bytes(*size) for tier in kinds.tiers(*size) for kind in tier if kind.is_exact or budget.recall < 1
+        )
+        for name, size in sizes.items()
+    }
+    if not budget.memory:
+        return dict.fromkeys(sizes, budget)
+    if sum(least.values()) > budget.memory:
+        parts = ", ".join(f"{megabytes(least[name])} for {rows:,} of {name}" for name, (rows, _) in sizes.items())
+        raise UsageError(
+            f"--memory {megabytes(budget.memory)}: indexes with --recall {budget.recall:g} take "
+            f"{megabytes(sum(least.values()))} at least ({parts}): allow that much"
+        )
+    beyond = {name: flat[name] - least[name] for name in sizes}
+    left = (budget.memory - sum(least.values())) / max(sum(beyond.values()), 1)
+    return {name: replace(budget, memory=int(least[name] + left * beyond[name])) for name in sizes}
 
 
 def megabytes(count: float) -> str:
-    """Bytes for a person: "0.3MB", "120MB"."""
-    return f"{count / 1e6:,.{0 if count >= 1e7 else 1}f}MB"
+    """Bytes for a person, rounded up: "0.031MB", "1.3MB", "120MB"."""
+    digits = 3 if count < 1e5 else 1 if count < 1e7 else 0
+    return f"{np.ceil(count / 1e6 * 10**digits) / 10**digits:,.{digits}f}MB"
 
 
 def suits(flat: Kind, rows: int, dim: int, budget: Budget) -> bool:
@@ -300,6 +326,8 @@ def _out_of_reach(budget: Budget, nearest: Measured | None, tried: Sequence[Meas
             f"no index of these {rows:,} rows has {asked} in --latency {budget.milliseconds:g}ms; the nearest is "
             f"{nearest.kind.name} with {nearest.expected:.2g}ms: allow that much, or a lower recall"
         )
+    if not tried:
+        return f"no index of these {rows:,} rows that can be trained has {asked}: allow more --memory"
     best = max(tried, key=lambda point: point.sure)
     return (
         f"no index of these {rows:,} rows has {asked}; the nearest is {best.kind.name} with a recall of "

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmembed.dataset import Dataset
+from mmembed.dataset import Dataset, describe
 from mmembed.errors import DatasetError, MmembedError
 from mmembed.index import ENTRIES, Index, blocks, index_path, open_modality, rows_path, scoring_of, vectors_path
 from mmembed.linear import LinearMap
@@ -56,12 +56,13 @@ def _spaces(dataset: Dataset, stage: str) -> dict[str, Space]:
 
 def _damage(dataset: Dataset, path: str) -> str:
     """Why a file can't be used; "" if it can."""
+    known = dataset.files[path]
     try:
-        data = dataset.read(path)
-    except DatasetError:
-        exists = (dataset.root / path).exists()
-        return "changed: its checksum is not the one in dataset.json" if exists else "missing, or it can't be read"
-    return _table_damage(dataset, path, data) if path.endswith(".parquet") else ""
+        if describe(dataset.root, path).sha256 != known.sha256:
+            return "changed: its checksum is not the one in dataset.json"
+        return _table_damage(dataset, path, dataset.read(path)) if path.endswith(".parquet") else ""
+    except (OSError, DatasetError):
+        return "missing, or it can't be read"
 
 
 def _table_damage(dataset: Dataset, path: str, data: bytes) -> str:

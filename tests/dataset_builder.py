@@ -228,6 +228,7 @@ def index(dataset: Dataset, config: IndexConfig) -> Dataset:
     for name in dataset.modalities("project"):
         work.finish(name, [work.encode(block)[1] for block in work.prepare(name)])
         entries[name] = work.entry(name)
+        work.publish(name)
         files |= work.files(entries[name], name)
     write_json(dataset.root / ENTRIES, entries)
     shutil.rmtree(dataset.root / PARTS)

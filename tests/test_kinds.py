@@ -133,6 +133,23 @@ def test_few_rows_behind_a_filter_are_compared_one_by_one(monkeypatch: pytest.Mo
         assert ((scores >= truth[:, -1:] - 1e-5).mean() == 1) == is_exact
 
 
+def test_where_a_filter_leaves_nothing_in_the_lists_that_are_looked_into_all_are_compared() -> None:
+    random = np.random.default_rng(1)
+    centers = 5 * random.normal(size=(40, DIM))
+    vectors = normalize_rows((centers[np.arange(8000) % 40] + random.normal(size=(8000, DIM))).astype(np.float32))
+    kind, kept = Kind("IVF64,SQ8"), np.arange(8000) % 40 < 20
+    queries = vectors[np.arange(8000) % 40 >= 20][:30]
+    index, point = kinds.build(kind, vectors, 0), {"nprobe": 1, "refine": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kinds, "_EXACT_ROWS", 0)
+        scores, rows = kinds.search(index, kind, vectors, queries, 10, point, kept=kept)
+        many = kinds.search(index, kind, vectors, queries, 3000, point)[1]
+    assert kept[rows].all()
+    truth, _ = exact(queries, vectors[kept], 10)
+    assert (scores >= truth[:, -1:] - 1e-5).mean() > 0.9
+    assert (many >= 0).all()
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 60), st.integers(1, 5), st.integers(1, 70), st.integers(0, 3), st.data())
 def test_comparing_all_rows_is_right_with_ties_and_in_any_block(
@@ -176,7 +193,7 @@ def test_the_largest_product_is_the_nearest_on_the_sphere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "lists"), [(0, 2), (1, 2), (100, 16), (10_000, 256), (1_000_000, 2048), (10**9, 65536)]
+    ("rows", "lists"), [(0, 1), (1, 1), (3, 1), (4, 4), (100, 16), (10_000, 256), (1_000_000, 2048), (10**9, 65536)]
 )
 def test_lists_follow_the_root_of_the_rows(rows: int, lists: int) -> None:
     assert kinds.lists_for(rows) == lists

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 from dataset_builder import Row, build, index, input_space, random_rows
 from hypothesis import given, settings
@@ -17,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import mmembed.search
-from mmembed import kinds
+from mmembed import filters, kinds
 from mmembed.config import ExtractConfig, IndexConfig
 from mmembed.dataset import Dataset
 from mmembed.encoders.input import Input
@@ -371,6 +373,7 @@ def test_records_that_are_asked_with_are_no_answers(dataset: Dataset) -> None:
     [
         (Query.of(text="1 0 0 0 0 0") - Query.of(text="2 0 0 0 0 0"), "cancel each other out"),
         (0 * Query.of(text="1 0 0 0 0 0"), "cancel each other out"),
+        (Query(()), "a query needs a text"),
         (
             Query.of(vector=np.ones(5, np.float32)),
             r"must be 6 finite values of space test-shared@1\[6\], not of shape \(5,\)",
@@ -416,6 +419,10 @@ def test_near_duplicates_are_folded_into_the_best(tmp_path: Path) -> None:
         "r0",
         "r2",
     ]
+    segments = [Row("a", {"text": near[[0, 1, 1]]}), Row("b", {"text": near[[0, 2]]})]
+    several = build(tmp_path / "several", segments, ["text"])
+    (only, other) = searcher(several).search(Query.of(text=vector), "text", segments="all", fold=True)
+    assert (only.id, only.twins, other.id) == ("a", ("b",), "b")
 
 
 @settings(deadline=None, max_examples=15)
@@ -437,6 +444,34 @@ def test_a_filter_goes_with_folding_and_best_segments(dataset: Dataset, rows: li
     assert len(found) == 5
     with pytest.raises(UsageError, match="columns are"):
         searcher(dataset).search(id="r003", filter="colour = 1")
+
+
+def test_two_conditions_that_read_alike_are_two(dataset: Dataset) -> None:
+    ids = [f"r{place:03d}" for place in range(13)]
+    conditions = [pc.field("id").isin([*(["x"] * 30), id, *(["x"] * 30)]) for id in ids[:2]]
+    assert str(conditions[0]) == str(conditions[1])
+    shared = searcher(dataset)
+    found = [shared.search(vector=np.ones(6, np.float32), filter=condition) for condition in conditions]
+    assert {answer.id for answer in found[0]} == {"r000"} and {answer.id for answer in found[1]} == {"r001"}
+
+
+def test_a_slow_filter_holds_nobody_else_up(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared, begun, go_on = searcher(dataset), threading.Event(), threading.Event()
+    real = filters.kept_by
+
+    def slow_one(condition: Any, rows: Any) -> Any:
+        begun.set()
+        assert go_on.wait(60)
+        return real(condition, rows)
+
+    monkeypatch.setattr(mmembed.search, "kept_by", slow_one)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(shared.search, Query.of(text="1 0 0 0 0 0"), filter="year > 1900")
+        assert begun.wait(60)
+        assert shared.search(Query.of(text="1 0 0 0 0 0"), "text")
+        assert not waiting.done()
+        go_on.set()
+        assert waiting.result()
 
 
 def test_wrong_choices_are_refused(dataset: Dataset) -> None:

@@ -50,6 +50,7 @@ def by_functions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     work = Indexing(dataset, CONFIG, block_rows=250)
     for name in ("image", "text"):
         work.finish(name, [work.encode(block)[1] for block in work.prepare(name)])
+        work.publish(name)
     return dataset.root
 
 
@@ -63,6 +64,8 @@ def test_a_pipeline_makes_what_the_functions_make_with_any_number_of_workers(
     assert work.entry("image")["kind"] != "Flat"
     blocks = set((tmp_path / PARTS).rglob("block-*.npy"))
     assert len(blocks) == 2 * 5
+    for name in ("image", "text"):
+        work.publish(name)
     assert faiss_files(tmp_path) == faiss_files(by_functions)
 
 
@@ -92,11 +95,12 @@ def test_the_stage_leaves_an_index_that_verifies_and_nothing_else(
 
 
 def test_a_refused_budget_leaves_the_index_that_was_there(tmp_path: Path) -> None:
-    dataset = stages.index(projected(tmp_path, rows_of()), Config(), Engine(1))
+    dataset = stages.index(projected(tmp_path, rows_of()), replace(Config(), index=CONFIG), Engine(1))
     for budget, message in (
         (IndexConfig(memory="1KB"), "at least"),
         (IndexConfig(recall=1.0, memory="90KB"), "at least"),
-        (IndexConfig(latency="1us"), "in --latency 0.001ms; the nearest is"),  # as trials show
+        (IndexConfig(latency="65us"), "in --latency 0.065ms; the nearest is"),  # as trials show
+        (IndexConfig("csls", latency="65us"), "in --latency 0.065ms; the nearest is"),
     ):
         with pytest.raises(UsageError, match=message):
             stages.index(dataset, replace(Config(), index=budget), Engine(1))
