@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 import mmembed
 from mmembed.errors import MmembedError, RecordError, UsageError
 from mmembed.search import Searcher
+from mmembed.serve import guard
 from mmembed.serve.answers import Answer, Info, Matches, Problem
 from mmembed.serve.backend import Backend
 from mmembed.serve.guard import Guard
@@ -211,7 +212,8 @@ def _add_errors(app: FastAPI, searcher: Searcher) -> None:
 
     @app.exception_handler(Exception)
     async def broken(request: Request, error: Exception) -> Response:
-        return answer(500, "an error inside mmembed: the terminal in which it runs says more")
+        # This one alone answers from outside of all middleware, see Starlette's ServerErrorMiddleware.
+        return answer(500, "an error inside mmembed: the terminal in which it runs says more", guard.HEADERS)
 
 
 def _first(errors: Sequence[Any]) -> str:

@@ -23,16 +23,20 @@ COOKIE = "mmembed_token"
 OPEN = ("/healthz",)
 """What answers without a token: it says nothing of the data."""
 
-_HEADERS = {
+_NOTHING = "default-src 'none'; frame-ancestors 'none'; sandbox"
+"""The policy of all that is no page: whatever a file holds, a browser that opens it runs none of it."""
+
+HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), geolocation=(), microphone=(self)",
+    "Content-Security-Policy": _NOTHING,
+    "Cache-Control": "no-store",
 }
-_NOTHING = "default-src 'none'; frame-ancestors 'none'; sandbox"
-"""The policy of all that is no page: whatever a file holds, a browser that opens it runs none of it."""
+"""Of every answer that says nothing else."""
 
 _OVERHEAD = 1 << 16  # of a form around its files
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -56,10 +60,8 @@ class Guard:
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 found = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
+                for name, value in HEADERS.items():
                     found.setdefault(name, value)
-                found.setdefault("Content-Security-Policy", _NOTHING)
-                found.setdefault("Cache-Control", "no-store")
                 if cookie:
                     found.append("Set-Cookie", cookie)
             await send(message)

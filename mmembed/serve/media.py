@@ -33,7 +33,7 @@ _HEAD = 16
 _RATE = 8_000  # Hz: enough to see how loud a sound is
 _FRAME = _RATE // 50
 _ACCENT = (124, 130, 242, 255)
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})", re.ASCII)  # of longer numbers int() makes none
 
 
 def type_of(modality: str, head: bytes) -> str:
@@ -154,9 +154,10 @@ def thumbnail(media: Media, span: Span = ()) -> bytes:
 
 
 def _veiled(picture: Any, box: Sequence[float]) -> Any:
-    """Pale outside a box."""
+    """Pale outside a box, (left, top, right, bottom) in any order, which may reach out of the picture."""
+    xs, ys = sorted(map(round, box[::2])), sorted(map(round, box[1::2]))
     veil = pillow.new("L", picture.size, 170)
-    ImageDraw.Draw(veil).rectangle([*map(round, box)], fill=0)
+    ImageDraw.Draw(veil).rectangle([xs[0], ys[0], xs[1], ys[1]], fill=0)
     return pillow.composite(pillow.new("RGB", picture.size, (128, 128, 136)), picture, veil)
 
 

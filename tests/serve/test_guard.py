@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from unittest.mock import patch
 
 import pytest
 from fastapi.testclient import TestClient
 
 from mmembed.errors import UsageError
+from mmembed.search import Searcher
+from mmembed.serve.guard import HEADERS
 from mmembed.serve.settings import Settings, is_loopback
 
 Connect = Callable[..., TestClient]
@@ -119,6 +122,14 @@ def test_every_answer_tells_browsers_to_be_careful(client: TestClient, path: str
     assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
     assert headers["Content-Security-Policy"].startswith("default-src 'none'")
     assert "unsafe-eval" not in headers["Content-Security-Policy"]
+
+
+def test_an_answer_to_an_error_of_ours_too(client: TestClient) -> None:
+    with patch.object(Searcher, "search_many", side_effect=ZeroDivisionError):
+        response = client.get("/api/search", params={"text": "a"})
+    assert response.status_code == 500
+    for name, value in HEADERS.items():
+        assert response.headers.get_list(name) == [value]
 
 
 @pytest.mark.parametrize("host, here", [("127.0.0.1", True), ("127.8.8.8", True), ("::1", True), ("localhost", True)])
