@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,6 +21,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.exceptions import HTTPException as AnyHTTPException
 
 import mmembed
+from mmembed import files
 from mmembed.errors import MmembedError, RecordError, UsageError
 from mmembed.search import Searcher
 from mmembed.serve import guard
@@ -188,9 +191,12 @@ def _add_pages(app: FastAPI, metrics: Metrics) -> None:
 def _add_errors(app: FastAPI, searcher: Searcher) -> None:
     """Every error is one message in JSON."""
 
+    private = _private_places(searcher)
+
     def answer(code: int, message: object, headers: Mapping[str, str] | None = None) -> JSONResponse:
-        # Messages are for who runs the command; whoever asks from elsewhere need not know where the data lie.
-        text = str(message).replace(str(searcher.dataset.root), searcher.dataset.root.name)
+        text = str(message)
+        for place, name in private.items():
+            text = text.replace(place, name)
         return JSONResponse({"detail": text}, code, headers)
 
     @app.exception_handler(UsageError)
@@ -214,6 +220,24 @@ def _add_errors(app: FastAPI, searcher: Searcher) -> None:
     async def broken(request: Request, error: Exception) -> Response:
         # This one alone answers from outside of all middleware, see Starlette's ServerErrorMiddleware.
         return answer(500, "an error inside mmembed: the terminal in which it runs says more", guard.HEADERS)
+
+
+def _private_places(searcher: Searcher) -> dict[str, str]:
+    """Where the data set, its input and the input's folder lie, with what messages call them instead; longest first.
+
+    Messages are for who runs the command; whoever asks from elsewhere need not know where the data lie.
+    """
+    root, input = searcher.dataset.root, searcher.dataset.input
+    if files.is_pattern(input):
+        folder = "/".join(takewhile(lambda part: not files.is_pattern(part), input.split("/")))
+    else:
+        folder = files.parent(input)
+    places = {str(root): root.resolve().name, **{place: place.rsplit("/", 1)[-1] for place in (input, folder)}}
+    if not files.is_url(input):
+        places |= {str(Path(place).resolve()): name for place, name in places.items() if place}
+    # A name alone gives nothing away, and may be a word of the message.
+    told = [place for place in places if os.sep in place and place.rstrip("/") and not place.endswith(":/")]
+    return {place: places[place] for place in sorted(told, key=len, reverse=True)}
 
 
 def _first(errors: Sequence[Any]) -> str:

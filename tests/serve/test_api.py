@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -13,8 +14,10 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from mmembed.errors import DatasetError
+from mmembed.errors import DatasetError, UsageError
 from mmembed.search import Query, Searcher
+from mmembed.serve.app import create_app
+from mmembed.serve.settings import Settings
 
 TEXT = "three small red stars"
 
@@ -138,6 +141,29 @@ def test_faults_of_the_data_set_and_of_ours_are_told_apart(client: TestClient) -
     with patch.object(Searcher, "search_many", side_effect=ZeroDivisionError("secret")):
         assert "secret" not in detail(client.get("/api/search", params={"text": "a"}), 500)
     assert client.get("/api/search", params={"text": "a"}).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "input, place, told",
+    [
+        ("/home/ann/set/in.jsonl", "/home/ann/set/in.jsonl", "in.jsonl"),
+        ("/home/ann/set/in.jsonl", "/home/ann/set/a/1.jpg", "set/a/1.jpg"),
+        ("/home/ann/set", "/home/ann/set/a/1.jpg", "set/a/1.jpg"),
+        ("/home/ann/set/*/[ab].jsonl", "/home/ann/set/a/b.jsonl", "set/a/b.jsonl"),
+        ("s3://bucket/set/in.csv", "s3://bucket/set/1.jpg", "set/1.jpg"),
+        ("/in.jsonl", "/a/b.jpg", "/a/b.jpg"),
+        ("", "/a/b.jpg", "/a/b.jpg"),
+        ("/home/ann/set/in.jsonl", "{root}/index/a", "out/index/a"),
+    ],
+)
+def test_messages_do_not_say_where_the_data_lie(searcher: Searcher, input: str, place: str, told: str) -> None:
+    moved = Searcher(replace(searcher.dataset, input=input), searcher.encoders, searcher.config)
+    error = UsageError(f"can't read {place.format(root=searcher.dataset.root)}: there is none")
+    with (
+        patch.object(Searcher, "media", side_effect=error),
+        TestClient(create_app(moved, Settings()), base_url="http://localhost:8000") as client,
+    ):
+        assert detail(client.get("/media/image/a"), 404) == f"can't read {told}: there is none"
 
 
 def test_too_many_that_wait_are_told_to_come_again(client: TestClient) -> None:
