@@ -448,13 +448,14 @@ class Searcher:
         """A medium of a record of the data set, to be opened: nothing else can be asked for.
 
         Args:
-            name: what an answer has as `media`, which tells several media of a record apart.
+            name: what an answer has as `media`, or how that begins, which tells several media of a record apart.
 
         Raises:
             UsageError: there is no such record, or no such medium of it.
         """
         media = self.record(id).media.get(modality, ())
-        found = [medium for medium in media if name in ("", medium.name)] or media[:1]
+        found = [medium for medium in media if medium.name == name]
+        found += [medium for medium in media if medium.name.startswith(name)] or media[:1]
         if not found:
             raise UsageError(f"the record {id!r} has no {modality}")
         return found[0]

@@ -533,6 +533,7 @@ def test_media_are_those_of_the_input_and_nothing_else(tmp_path: Path) -> None:
     with asked.media("r1", "image").open() as file:
         assert file.read() == b"picture 1"
     assert asked.media("r1", "text", "0 0 0 1 0 0").content == "0 0 0 1 0 0"
+    assert asked.media("r1", "text", "0 0 0").content == "0 0 0 1 0 0"  # a long text is known by its beginning
     assert asked.media("r1", "text").content == "1 1 0 0 0 0"
     assert asked.media("r2", "image", "../secret.png").path == "2.png"  # what is no medium of it is not opened
     for id, modality, message in [

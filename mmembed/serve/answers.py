@@ -12,6 +12,7 @@ from pydantic import BaseModel, Field
 from mmembed.explain import Explanation, Side
 from mmembed.serve import media
 from mmembed.serve.questions import PARTS
+from mmembed.serve.settings import MAX_NAME
 from mmembed.types import Neighbour
 
 
@@ -34,7 +35,7 @@ class Hit(BaseModel):
     def of(cls, found: Neighbour) -> Hit:
         """As JSON has it."""
         url = f"{found.modality}/{quote(found.id, safe='')}"
-        name = urlencode({"name": found.media})
+        name = urlencode({"name": found.media[:MAX_NAME]})
         box = "&" + urlencode({"span": ",".join(f"{value:g}" for value in found.span)})
         small = f"/thumbnail/{url}?{name}{box if found.modality == 'image' else ''}"
         return cls(

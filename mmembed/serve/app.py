@@ -32,7 +32,7 @@ from mmembed.serve.lane import Lane
 from mmembed.serve.media import RangeError
 from mmembed.serve.metrics import Measured, Metrics
 from mmembed.serve.questions import WITHOUT, ExplainForm, Form, Options
-from mmembed.serve.settings import Settings
+from mmembed.serve.settings import MAX_NAME, Settings
 from mmembed.serve.together import Together
 
 STATIC = Path(__file__).parent / "static"
@@ -129,7 +129,9 @@ def _add_media(app: FastAPI, backend: Backend, lane: Lane) -> None:
     async def media(
         modality: str,
         id: str,
-        name: Annotated[str, Query(description="which one, where a record has several: `media` of a hit")] = "",
+        name: Annotated[
+            str, Query(max_length=MAX_NAME, description="which one, where a record has several: `media` of a hit")
+        ] = "",
         range: Annotated[str, Header()] = "",
     ) -> Response:
         """A medium of a record as it is. Of sounds and pictures also a range of bytes."""
@@ -151,7 +153,7 @@ def _add_media(app: FastAPI, backend: Backend, lane: Lane) -> None:
     async def thumbnail(
         modality: Literal["image", "audio"],
         id: str,
-        name: Annotated[str, Query(description="as of /media")] = "",
+        name: Annotated[str, Query(max_length=MAX_NAME, description="as of /media")] = "",
         span: Annotated[str, Query(max_length=100, description="left,top,right,bottom: the rest is veiled")] = "",
     ) -> Response:
         """A small picture of a picture, or of how loud a sound is over time."""

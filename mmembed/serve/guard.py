@@ -42,12 +42,17 @@ _OVERHEAD = 1 << 16  # of a form around its files
 _SAFE = ("GET", "HEAD", "OPTIONS")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Guard:
-    """Lets requests through to `app` that may pass, and adds the headers that keep browsers from harm."""
+    """Lets requests through to `app` that may pass, and adds the headers that keep browsers from harm.
+
+    Attributes:
+        held: bytes of the bodies of requests whose answers are not yet there.
+    """
 
     app: ASGIApp
     settings: Settings
+    held: int = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -71,7 +76,11 @@ class Guard:
             more = {"WWW-Authenticate": "Bearer"} if code == 401 else {}
             await JSONResponse({"detail": reason}, code, more)(scope, receive, with_headers)
             return
-        await self.app(scope, self._bounded(receive), with_headers)
+        body = _Body(self, receive)
+        try:
+            await self.app(scope, body.receive, with_headers)
+        finally:
+            self.held -= body.read
 
     def _refusal(self, scope: Scope, headers: Headers) -> tuple[int, str] | None:
         """The code and the reason, if a request may not pass."""
@@ -87,7 +96,7 @@ class Guard:
                 "`Authorization: Bearer TOKEN`"
             )
         length = headers.get("content-length", "")
-        if length.isdigit() and int(length) > self.settings.max_upload + _OVERHEAD:
+        if length.isdigit() and int(length) > self.most:
             return 413, self._too_large
         return None
 
@@ -113,23 +122,45 @@ class Guard:
             return ""
         return f"{COOKIE}={quote(self.settings.token, safe='')}; Path=/; HttpOnly; SameSite=Strict"
 
-    def _bounded(self, receive: Receive) -> Receive:
-        """A body within the limit; what a header says of its length may be wrong, or missing."""
-        read = 0
+    def hold(self, size: int, more: int) -> None:
+        """Count `more` bytes of a body that has `size` with them; what a header says of its length may be wrong, or
+        missing.
 
-        async def bounded() -> Message:
-            nonlocal read
-            message = await receive()
-            read += len(message.get("body", b""))
-            if read > self.settings.max_upload + _OVERHEAD:
-                raise HTTPException(413, self._too_large)
-            return message
+        Raises:
+            HTTPException: 413, the body is too large; 503, all bodies together are.
+        """
+        self.held += more
+        if size > self.most:
+            raise HTTPException(413, self._too_large)
+        if self.held > self.settings.uploads * self.most:
+            raise HTTPException(503, "too many uploads at once: come again in a second", {"Retry-After": "1"})
 
-        return bounded
+    @property
+    def most(self) -> int:
+        """Bytes of a body."""
+        return self.settings.max_upload + _OVERHEAD
 
     @property
     def _too_large(self) -> str:
         return f"the request is larger than {self.settings.max_upload / 10**6:g} MB: see --max-upload-mb"
+
+
+class _Body:
+    """The body of a request, counted while it is read."""
+
+    def __init__(self, guard: Guard, receive: Receive) -> None:
+        self._guard, self._receive, self.read = guard, receive, 0
+
+    async def receive(self) -> Message:
+        """Its next piece.
+
+        Raises: as of `Guard.hold`.
+        """
+        message = await self._receive()
+        more = len(message.get("body", b""))
+        self.read += more
+        self._guard.hold(self.read, more)
+        return message
 
 
 def _name(host: str) -> str:

@@ -17,6 +17,9 @@ MAX_K = 1000
 MAX_TEXT = 20_000
 """Characters of a text, a filter or an id that comes with a query, at most: some twenty pages."""
 
+MAX_NAME = 4096
+"""Characters of a medium's name, at most: of a path. Thumbnails are kept by it."""
+
 MAX_SECONDS = 600
 """Of a sound that comes with a query, at most: it is encoded whole while somebody waits."""
 
@@ -44,6 +47,8 @@ class Settings:
         token: without it nobody gets an answer; "": everybody does.
         max_upload: bytes of the body of a request, at most.
         threads: queries that are worked on at the same time.
+        uploads: bodies of max_upload bytes that may be held, on disk or in memory, until their answers are there; of
+            smaller ones more.
         waiting: requests that may wait for a thread; the next one is told to come again.
     """
 
@@ -53,6 +58,7 @@ class Settings:
     max_upload: int = 32 * 10**6
     threads: int = field(default_factory=cores)
     waiting: int = 256
+    uploads: int = 64
 
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65_535:
@@ -61,6 +67,8 @@ class Settings:
             raise UsageError(f"max_upload is {self.max_upload} bytes: it must be at least 1")
         if self.threads < 1:
             raise UsageError(f"threads = {self.threads}: must be at least 1")
+        if self.uploads < 1:
+            raise UsageError(f"uploads = {self.uploads}: must be at least 1")
         if not self.token.isascii() or any(sign.isspace() for sign in self.token):
             raise UsageError("the token travels in a header: write it in ASCII, without blanks")
         if not is_loopback(self.host) and not self.token:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
 
 import pytest
+from fastapi import HTTPException
 from fastapi.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from mmembed.errors import UsageError
 from mmembed.search import Searcher
-from mmembed.serve.guard import HEADERS
+from mmembed.serve.guard import HEADERS, Guard
 from mmembed.serve.settings import Settings, is_loopback
 
 Connect = Callable[..., TestClient]
@@ -113,6 +116,49 @@ def test_a_request_that_does_not_say_how_large_it_is_is_cut_off(connect: Connect
     assert response.status_code == 413 and list(response.json()) == ["detail"]
 
 
+def test_bodies_are_bounded_together_and_forgotten_with_their_answers() -> None:
+    settings = Settings(max_upload=1000, uploads=2)
+    codes: list[int] = []
+
+    async def main() -> None:
+        answer = asyncio.Event()
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                while (await receive())["more_body"]:
+                    pass
+                await answer.wait()
+                codes.append(200)
+            except HTTPException as error:
+                codes.append(error.status_code)
+
+        guard = Guard(app, settings)
+
+        async def post(size: int) -> None:
+            left = [size // 2, size - size // 2]
+
+            async def receive() -> Message:
+                return {"type": "http.request", "body": bytes(left.pop()), "more_body": bool(left)}
+
+            async def send(message: Message) -> None:
+                raise AssertionError(message)
+
+            scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"host", b"localhost")]}
+            await guard(scope, receive, send)
+
+        waiting = [asyncio.create_task(post(guard.most)) for _ in range(2)]
+        await asyncio.sleep(0)
+        await post(2)
+        assert codes == [503] and guard.held == 2 * guard.most
+        answer.set()
+        await asyncio.gather(*waiting)
+        await post(2)
+        await post(guard.most + 1)
+        assert codes == [503, 200, 200, 200, 413] and guard.held == 0
+
+    asyncio.run(main())
+
+
 @pytest.mark.parametrize("path", ["/", "/docs", "/api/info", "/api/search", "/no/such", "/healthz", "/static/page.js"])
 def test_every_answer_tells_browsers_to_be_careful(client: TestClient, path: str) -> None:
     headers = client.get(path).headers
@@ -145,7 +191,9 @@ def test_elsewhere_a_token_is_needed(host: str) -> None:
     assert not Settings(host=host, token="a").hosts
 
 
-@pytest.mark.parametrize("wrong", [{"port": -1}, {"port": 65536}, {"max_upload": 0}, {"threads": 0}, {"token": "a b"}])
+@pytest.mark.parametrize(
+    "wrong", [{"port": -1}, {"port": 65536}, {"max_upload": 0}, {"threads": 0}, {"uploads": 0}, {"token": "a b"}]
+)
 def test_settings_check_themselves(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError):
         Settings(**wrong)  # type: ignore[arg-type]

@@ -121,6 +121,11 @@ def test_a_name_chooses_among_the_media_of_a_record_and_opens_no_other(
         assert response.status_code == 404 or response.content == (small.parent / str(whole["image"])).read_bytes()
 
 
+def test_a_name_is_no_longer_than_a_path(client: TestClient, whole: dict[str, Any]) -> None:
+    for address in ("/media/image", "/media/text", "/thumbnail/image"):
+        assert client.get(f"{address}/{whole['id']}", params={"name": "a" * 4097}).status_code == 422
+
+
 @pytest.mark.parametrize("path", ["/static/../app.py", "/static/%2e%2e/app.py", "/static/docs.html", "/static/"])
 def test_of_the_page_only_its_files_are_served(client: TestClient, path: str) -> None:
     assert client.get(path).status_code == 404
