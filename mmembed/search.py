@@ -37,6 +37,7 @@ SAME = 0.99
 _ID, _VECTOR = "id", "vector"
 _FILTERS_KEPT = 32
 _DEEPEST = 4096  # rows that are looked at where near duplicates are folded
+_UNITS_KEPT = 4  # of the input: each holds as many records, with the media within them, as a worker of the build does
 _GROWTH = 4  # how many times more is asked for where too much of what was found can't be an answer
 
 Vector = NDArray[np.float32]
@@ -422,8 +423,11 @@ class Searcher:
                 self._kept[key] = kept
         return kept
 
-    def record(self, id: str) -> Record:
+    def record(self, id: str, *, anywhere: bool = True) -> Record:
         """A record as the input holds it; the unit that held it at the build is looked into first.
+
+        Args:
+            anywhere: whether the other units are looked into too: that may read the whole input.
 
         Raises:
             UsageError: nothing of such a record was embedded, or it is no longer in the input.
@@ -432,11 +436,26 @@ class Searcher:
         modality, rows = next(iter(self._rows_of(id).items()))
         ends = np.cumsum([file.rows or 0 for file in self.dataset.below(f"embeddings/{modality}").values()])
         known = int(np.searchsorted(ends, rows[0], side="right"))
-        for unit in sorted(units, key=lambda unit: unit.number != known):
-            for record in source.read(unit)[0]:
-                if record.id == id:
-                    return record
+        if known < len(units) and (found := self._records(source, units[known]).get(id)):
+            return found
+        for unit in units if anywhere else ():
+            if unit.number != known and (found := _by_id(source.read(unit)[0]).get(id)):
+                return found
         raise UsageError(f"the record {id!r} is no longer in {self.dataset.input}: its media are needed")
+
+    def _records(self, source: Source, unit: Unit) -> Mapping[str, Record]:
+        """Of a unit, by id; those of the last units are remembered, for a page asks for many of the same."""
+        key = ("unit", unit.number)
+        with self._lock:
+            found: Mapping[str, Record] | None = self._kept.pop(key, None)
+        if found is None:
+            found = _by_id(source.read(unit)[0])
+        with self._lock:
+            known = [old for old in self._kept if old[0] == "unit" and old != key]
+            for old in known[: max(0, len(known) - _UNITS_KEPT + 1)]:
+                del self._kept[old]
+            self._kept[key] = found
+        return found
 
     @cached_property
     def _input(self) -> tuple[Source, list[Unit]]:
@@ -444,21 +463,27 @@ class Searcher:
         source = open_source(self.dataset.input, config.choice)
         return source, source.units(config.unit_records)
 
-    def media(self, id: str, modality: str, name: str = "") -> Media:
+    def media(self, id: str, modality: str, name: str = "", *, anywhere: bool = True) -> Media:
         """A medium of a record of the data set, to be opened: nothing else can be asked for.
 
         Args:
             name: what an answer has as `media`, or how that begins, which tells several media of a record apart.
+            anywhere: as of `record`.
 
         Raises:
             UsageError: there is no such record, or no such medium of it.
         """
-        media = self.record(id).media.get(modality, ())
+        media = self.record(id, anywhere=anywhere).media.get(modality, ())
         found = [medium for medium in media if medium.name == name]
         found += [medium for medium in media if medium.name.startswith(name)] or media[:1]
         if not found:
             raise UsageError(f"the record {id!r} has no {modality}")
         return found[0]
+
+
+def _by_id(records: Sequence[Record]) -> dict[str, Record]:
+    """The first of each id."""
+    return {record.id: record for record in reversed(records)}
 
 
 @dataclass(frozen=True, eq=False)

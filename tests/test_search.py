@@ -25,10 +25,11 @@ from mmembed.dataset import Dataset
 from mmembed.encoders.input import Input
 from mmembed.errors import DatasetError, DecodeError, SpaceError, UsageError
 from mmembed.index import open_modality
+from mmembed.inputs import Source
 from mmembed.linear import normalize_rows
 from mmembed.search import Query, Searcher
 from mmembed.tables import vectors_from_arrow
-from mmembed.types import Media, Neighbour, Space, Span
+from mmembed.types import Media, Neighbour, Space, Span, Unit
 
 DIM = 6
 
@@ -543,3 +544,35 @@ def test_media_are_those_of_the_input_and_nothing_else(tmp_path: Path) -> None:
     ]:
         with pytest.raises(UsageError, match=message):
             asked.media(id, modality)
+
+
+def test_a_unit_is_read_once_and_others_only_to_explain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text("\n".join(json.dumps({"id": f"r{place}", "text": f"{place} 1"}) for place in range(20)))
+    rows = [Row(f"r{place}", {"text": np.ones((1, DIM), np.float32)}) for place in range(20)]
+    dataset = replace(build(tmp_path / "out", rows, ["text"], unit=2), input=str(manifest))
+    asked = searcher(dataset)
+    asked = replace(asked, config=replace(asked.config, extract=replace(asked.config.extract, unit_records=2)))
+    read: list[int] = []
+    reading = Source.read
+
+    def counted(self: Source, unit: Unit) -> Any:
+        read.append(unit.number)
+        return reading(self, unit)
+
+    monkeypatch.setattr(Source, "read", counted)
+    with ThreadPoolExecutor(4) as pool:
+        assert [media.content for media in pool.map(lambda id: asked.media(id, "text"), ["r2", "r3"] * 20)]
+    assert set(read) == {1} and len(read) <= 4
+    for place in range(20):
+        assert asked.media(f"r{place}", "text").content == f"{place} 1"
+    assert sum(key[0] == "unit" for key in asked._kept) == 4
+    manifest.write_text("\n".join(json.dumps({"id": f"r{(place + 2) % 20}", "text": "moved"}) for place in range(20)))
+    moved = replace(asked)
+    read.clear()
+    for _ in range(3):
+        with pytest.raises(UsageError, match="no longer in"):
+            moved.media("r0", "text", anywhere=False)
+    assert read == [0]
+    assert moved.record("r0").media["text"][0].content == moved.media("r0", "text").content == "moved"
+    assert read == [0, *range(1, 10), *range(1, 10)]

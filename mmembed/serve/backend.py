@@ -23,7 +23,7 @@ from mmembed.serve import media
 from mmembed.serve.answers import Answer, Hit, Info, Key, Match, Matches, Sample
 from mmembed.serve.questions import Asked, Options, medium_query
 from mmembed.serve.settings import MAX_K
-from mmembed.types import Span
+from mmembed.types import Media, Span
 
 SAMPLES = 12
 """Records of each modality that the page begins with."""
@@ -59,7 +59,7 @@ class Backend:
         for modality in self.searcher.targets[:1]:
             if (head := self._head(modality)) is not None:
                 with suppress(MmembedError):  # the input may be gone: then there are answers, but no media
-                    self.searcher.media(head["id"][0].as_py(), modality)  # its units are counted at the first look
+                    self._media(head["id"][0].as_py(), modality)  # its units are counted at the first look
         for modality in self.searcher.askable:
             with suppress(UsageError):  # a filter of the data set may refuse such a query
                 self.searcher.search(medium_query(modality, parts[modality]), k=1)
@@ -111,9 +111,17 @@ class Backend:
         id = str(asked.parts["id"])
         for modality in sorted(self.searcher.askable, key=lambda modality: modality != to):
             with suppress(UsageError):
-                content = media.content_of(self.searcher.media(id, modality))
+                content = media.content_of(self._media(id, modality))
                 return medium_query(modality, content)
         raise UsageError(f"the record {id!r} has no medium that can be explained")
+
+    def _media(self, id: str, modality: str, name: str = "") -> Media:
+        """A medium of a record, where the build found it: for one that is gone no request reads the whole input.
+
+        Raises:
+            UsageError: there is none.
+        """
+        return self.searcher.media(id, modality, name, anywhere=False)
 
     def text(self, id: str, name: str = "") -> str:
         """A text of a record, whole.
@@ -122,7 +130,7 @@ class Backend:
             UsageError: there is none.
             RecordError: it can't be read or decoded.
         """
-        return str(self.searcher.encoders["text"][0].decode(self.searcher.media(id, "text", name)))
+        return str(self.searcher.encoders["text"][0].decode(self._media(id, "text", name)))
 
     def served(self, modality: str, id: str, name: str, wanted: str) -> media.Served | None:
         """A picture or a sound of a record, see `media.serve`.
@@ -132,7 +140,7 @@ class Backend:
             ReadError: it can't be opened.
             RangeError: it ends before what is asked for.
         """
-        return media.serve(self.searcher.media(id, modality, name), modality, wanted)
+        return media.serve(self._media(id, modality, name), modality, wanted)
 
     def _thumbnail(self, modality: str, id: str, name: str, span: Span) -> bytes:
         """A small picture of a picture or a sound of a record.
@@ -141,7 +149,7 @@ class Backend:
             UsageError: there is none.
             RecordError: it can't be read or decoded.
         """
-        found = self.searcher.media(id, modality, name)
+        found = self._media(id, modality, name)
         return media.thumbnail(found, span) if modality == "image" else media.wave(found)
 
     def info(self) -> Info:
