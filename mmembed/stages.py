@@ -345,7 +345,6 @@ def evaluate(dataset: Dataset, config: Config) -> Dataset:
     """Embeddings of held-out records to evaluation.json, the dataset card README.md and the page report.html."""
     from mmembed.evaluate import VERSION, check_label_column, format_table
     from mmembed.evaluate import evaluate as measure
-    from mmembed.pages.report_page import report_page
 
     inputs = _checksums(dataset, "records", "features", "errors", "dropped", "maps", "embeddings", "index")
     mark = fingerprint(VERSION, inputs, to_json(config.evaluate))
@@ -357,6 +356,8 @@ def evaluate(dataset: Dataset, config: Config) -> Dataset:
     result = measure(dataset, config.evaluate.label_column)
     write_json(dataset.root / EVALUATION, result)
     write_bytes(dataset.root / CARD, dataset_card(dataset, format_table(result)).encode())
+    from mmembed.pages.report_page import report_page
+
     write_bytes(dataset.root / REPORT, report_page(dataset, result).encode())
     did = f"evaluate: {len(result['rows'])} pairs of modalities"
     return _commit(dataset, config, "evaluate", mark, dict.fromkeys(EVALUATED), {}, EVALUATED, did)

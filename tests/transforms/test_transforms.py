@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, cast
 
 import apache_beam as beam
 import numpy as np
@@ -254,11 +254,25 @@ def nothing(value: object) -> None:
     """Stands in for what reads and writes."""
 
 
+class Blocks:
+    """Stands in for what indexes: three blocks of pictures, one of texts."""
+
+    def prepare(self, modality: str) -> list[tuple[str, int]]:
+        return [(modality, number) for number in range(3 if modality == "image" else 1)]
+
+    def encode(self, block: tuple[str, int]) -> tuple[str, int]:
+        return block
+
+    def finish(self, modality: str, numbers: list[int]) -> None:
+        if sorted(numbers) != list(range(3 if modality == "image" else 1)):
+            raise ValueError(f"{modality} is finished with the blocks {numbers}")
+
+
 def test_project_and_index_give_back_what_is_done() -> None:
     with beam.Pipeline(FnApiRunner()) as pipeline:
         assert_that(pipeline | "units" >> beam.Create([3, 4]) | ProjectFeatures(nothing), equal_to([3, 4]), "projected")
         names = pipeline | "names" >> beam.Create(["image", "text"])
-        assert_that(names | BuildIndex(nothing), equal_to(["image", "text"]), "indexed")
+        assert_that(names | BuildIndex(cast(Any, Blocks())), equal_to(["image", "text"]), "indexed")
 
 
 def refuse(unit: int) -> None:
