@@ -26,12 +26,14 @@ from mmembed.shards import write_bytes
 from mmembed.steps import normalize_segments, segment_records
 from mmembed.types import Batch, Record, Segment, Span
 
-ORDERS, EVALUATIONS = 8, 512
-"""Orders of the parts that are tried: 8 or more, as long as a medium is not encoded more than 512 times."""
+EVALUATIONS, CHARACTERS = 512, 1 << 20
+"""As many orders of the parts are tried as encode a medium at most 512 times, of a text at most 2^20 characters, but at
+least one and its reverse: 8 or more of 64 parts."""
 
 _BATCH = 64  # contents encoded at once
 _SHADES = " ░▒▓█"
 _BAR = 24
+_LABEL = 64  # characters of a part that are shown: a word; of a long text a part is many
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,8 @@ def _side(
             scores[some] = values.astype(np.float64) @ other.astype(np.float64) / max(length, 1e-12)
         return scores
 
-    orders = max(ORDERS, EVALUATIONS // max(len(spans), 1) // 2 * 2)
+    most = CHARACTERS // max(len(segment.data), 1) if isinstance(segment.data, str) else EVALUATIONS
+    orders = max(2, min(EVALUATIONS, most) // max(len(spans), 1) // 2 * 2)
     adds, nothing = shapley(value, len(spans), orders)
     words = [segment.data[int(a) : int(b)] if isinstance(segment.data, str) else "" for a, b, *_ in spans]
     parts = [Part(span, word, float(add)) for span, word, add in zip(spans, words, adds, strict=True)]
@@ -250,12 +253,16 @@ def _grid(parts: Sequence[Part]) -> list[str]:
 
 def _bars(parts: Sequence[Part]) -> list[str]:
     most = max((abs(part.adds) for part in parts), default=1) or 1
-    names = [part.label or f"{part.span[0]:.1f}-{part.span[1]:.1f} s" for part in parts]
+    names = [_shown(part.label) or f"{part.span[0]:.1f}-{part.span[1]:.1f} s" for part in parts]
     width = max(map(len, names), default=0)
     return [
         f"  {name:<{width}}  {part.adds:+.3f}  {('+' if part.adds >= 0 else '-') * round(_BAR * abs(part.adds) / most)}"
         for name, part in zip(names, parts, strict=True)
     ]
+
+
+def _shown(label: str) -> str:
+    return label if len(label) <= _LABEL else f"{label[: _LABEL - 1]}…"
 
 
 def write_overlay(explanation: Explanation, path: Path) -> None:

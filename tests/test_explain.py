@@ -63,6 +63,41 @@ def test_parts_of_a_text_are_its_words() -> None:
     assert Text().masked(text, parts) == ""
 
 
+def test_a_long_text_has_few_parts_which_cover_its_words_once() -> None:
+    for words, count in ((64, 64), (65, 64), (500, 26), (5000, 8), (50_000, 8)):
+        text = " ".join(f"word{place:05}" for place in range(words))
+        parts = Text().parts(text)
+        assert len(parts) == count
+        assert " ".join(text[int(a) : int(b)] for a, b in parts) == text
+        assert Text().masked(text, parts[::-1]) == ""
+        assert Text().masked(text, parts[1:]) == text[: int(parts[0][1])]
+    assert Text().parts("") == [] and Text().masked("", []) == ""
+
+
+@given(st.text(st.sampled_from("ab .。图ก\u0e31\u200b\u0301\n"), max_size=400))
+def test_a_text_without_all_its_parts_is_empty_and_without_none_whole(raw: str) -> None:
+    text = Text().normalize(raw)
+    assert Text().masked(text, Text().parts(text)) == "" and Text().masked(text, []) == text
+
+
+def test_a_long_text_is_explained_in_bounded_work(built: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Searcher.open(built)
+    encoder, encoded = asked.encoders["text"][1], 0
+    encode = type(encoder).encode
+
+    def counted(self: Any, batch: Any) -> Any:
+        nonlocal encoded
+        encoded += sum(map(len, batch))
+        return encode(self, batch)
+
+    monkeypatch.setattr(type(encoder), "encode", counted)
+    text = " ".join(f"star{place % 97}" for place in range(3000))
+    found = explain(asked, Query.of(text=text), "scene-000003", "image")
+    assert 0 < encoded <= 1 << 20 and len(found.query.parts) == 8
+    assert sum(part.adds for part in found.query.parts) + found.query.rest == pytest.approx(found.score, abs=1e-5)
+    assert max(map(len, render(found).splitlines()[2:])) < 120
+
+
 def test_parts_of_a_picture_are_cells_that_cover_it_once() -> None:
     picture = np.random.default_rng(0).integers(0, 256, (30, 30, 3)).astype(np.uint8)
     cells = Image().parts(picture)

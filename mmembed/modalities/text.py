@@ -9,11 +9,9 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import compress, islice
+from itertools import islice, pairwise
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
-
-import numpy as np
 
 from mmembed.errors import DecodeError, FilteredError, ReadError, UsageError
 from mmembed.modalities import option
@@ -27,6 +25,10 @@ MAX_BYTES = 64 << 20
 
 MAX_SEGMENT = 1_000_000
 """Characters of a segment, at most: it is shown, stored and encoded as a whole."""
+
+PARTS, LEAST_PARTS, PART_CHARACTERS = 64, 8, 1 << 17
+"""Of a text, explanations tell at most 64 parts apart. Each costs some encodings of the whole text, so that of long
+texts they are fewer: parts times characters are at most 2^17, but 8 parts there are."""
 
 LEAST_LETTERS = 30
 """A text with fewer letters may be of any language; those of a script that few languages share count thrice. Of the
@@ -189,17 +191,17 @@ class Text:
         return unicodedata.normalize("NFC", " ".join(_DROP.sub("", piece).replace(_WORD_SPACE, " ").split()))
 
     def parts(self, content: str) -> list[tuple[float, ...]]:
-        """The words of a normalized text, in characters."""
-        return [(word.start, word.end) for word in _words(content)]
+        """The words of a normalized text, in characters; of more than PARTS (fewer where the text is longer than
+        PART_CHARACTERS / PARTS), as many groups of neighbours."""
+        words = list(_words(content))
+        count = min(len(words), PARTS, max(LEAST_PARTS, PART_CHARACTERS // max(len(content), 1)))
+        edges = [len(words) * place // max(count, 1) for place in range(count + 1)]
+        return [(words[first].start, words[end - 1].end) for first, end in pairwise(edges)]
 
     def masked(self, content: str, spans: Sequence[tuple[float, ...]]) -> str:
-        """Without some of the words; "" where none is left."""
-        if len(spans) == len(self.parts(content)):
-            return ""
-        kept = np.ones(len(content), bool)
-        for start, end in spans:
-            kept[int(start) : int(end)] = False
-        return self.normalize("".join(compress(content, kept)))
+        """Without some of the parts; "" where none is left, for between them there are only blanks."""
+        ends = [0, *(int(place) for span in sorted(spans) for place in span), len(content)]
+        return self.normalize("".join(content[start:end] for start, end in zip(ends[::2], ends[1::2], strict=True)))
 
 
 class _Word(NamedTuple):
