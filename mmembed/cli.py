@@ -501,6 +501,8 @@ def _query(options: argparse.Namespace) -> int:
         query, options.to, options.k, filter=options.filter, segments=options.segments, fold=options.fold
     )
     if options.html:
+        if options.html.is_dir() or not options.html.absolute().parent.is_dir():
+            raise UsageError(f"--html {options.html}: must be a file in a folder that is there")
         from mmembed.pages.gallery import gallery
         from mmembed.shards import write_bytes
 

@@ -45,7 +45,7 @@ def listen(settings: Settings) -> tuple[socket.socket, Settings]:
 
 def address(settings: Settings) -> str:
     """What to open in a browser."""
-    host = "localhost" if settings.host in ("0.0.0.0", "::") else settings.host.strip("[]")
+    host = socket.gethostname() if settings.host in ("0.0.0.0", "::") else settings.host.strip("[]")
     token = f"?token={quote(settings.token)}" if settings.token else ""
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}/{token}"
 

@@ -28,9 +28,9 @@ def test_it_says_where_it_is_and_ends_with_ctrl_c(small: Path) -> None:
 def test_where_others_can_ask_it_makes_a_token(small: Path) -> None:
     with started("serve", small, "--port", 0, "--host", "0.0.0.0") as process:
         assert process.stdout
-        match = re.match(r"(http://localhost:\d+/)\?token=(\S{20,})  ", process.stdout.readline())
+        match = re.match(r"http://\S+:(\d+)/\?token=(\S{20,})  ", process.stdout.readline())
         assert match
-        address = match[1].replace("localhost", "127.0.0.1")
+        address = f"http://127.0.0.1:{match[1]}/"
         assert httpx.get(f"{address}api/info").status_code == 401
         assert httpx.get(f"{address}api/info", headers={"Authorization": f"Bearer {match[2]}"}).status_code == 200
         assert httpx.get(f"{address}?token={match[2]}").status_code == 200
