@@ -69,4 +69,6 @@ def test_workers_outside_the_launcher_give_the_same_bytes(built: Path, faulty: P
         done = subprocess.run(command, env=UNLIMITED, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     assert content(out) == content(built) != {}
-    assert Dataset.open(out).stages == Dataset.open(built).stages
+    theirs, ours = (dict(Dataset.open(root).stages) for root in (out, built))
+    assert theirs.pop("evaluate").summary == ours.pop("evaluate").summary  # it reads the index's times, which differ
+    assert theirs == ours
