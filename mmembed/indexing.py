@@ -213,7 +213,13 @@ class Indexing:
         else:
             codes = (np.load(folder / f"block-{number:05d}.npy", allow_pickle=False) for number in sorted(numbers))
             index = kinds.fill(index, kind, codes)
-        curve, chosen = self._curve(index, tuned, vectors)
+        # Probes with their truth among the rows of now: what is kept has that of the rows that it was trained with.
+        now = (
+            tuned.probes
+            if kind.is_exact
+            else replace(tuned.probes, truth=tune.exact_search(tuned.probes.queries, vectors))
+        )
+        curve, chosen = self._curve(index, replace(tuned, probes=now), vectors)
         path = self._part(index_path(modality))
         _write_faiss(path, index)
         about = {**tuned.about, **({} if "recall" in tuned.about else _operating(chosen))}
@@ -231,7 +237,7 @@ class Indexing:
             "split": tuned.probes.split,
             "truth": tuned.probes.fingerprint,
             "trained_rows": tuned.about["rows"],
-            "drift": self._drift(tuned, index, vectors),
+            "drift": self._drift(replace(tuned, probes=now), index, vectors),
             "curve": [*tuned.about["pilot"], *(point.to_json(point is chosen) for point in curve)],
         }
         write_json(self._part(f"{modality}.json"), entry)
@@ -337,10 +343,8 @@ class Indexing:
             )
             only = tune.timed(only, index, vectors, np.array(vectors[: tune.TIMED]), radius)
             return [only], only
-        truth = tune.exact_search(tuned.probes.queries, vectors)
-        probes = replace(tuned.probes, truth=truth)
-        points = tune.measure(index, kind, vectors, probes, radius, len(vectors))
-        points = [tune.timed(point, index, vectors, probes.queries, radius) for point in points]
+        points = tune.measure(index, kind, vectors, tuned.probes, radius, len(vectors))
+        points = [tune.timed(point, index, vectors, tuned.probes.queries, radius) for point in points]
         best = tune.cheapest(points, self.config.recall) or max(points, key=lambda point: point.sure)
         return points, best
 
@@ -349,11 +353,10 @@ class Indexing:
         where it has fallen."""
         if "recall" not in tuned.about:
             return {}
-        probes = replace(tuned.probes, truth=tune.exact_search(tuned.probes.queries, vectors))
         scores, _ = kinds.search(
-            index, tuned.kind, vectors, probes.queries, kinds.RECALL_K, tuned.about["search"], tuned.radius
+            index, tuned.kind, vectors, tuned.probes.queries, kinds.RECALL_K, tuned.about["search"], tuned.radius
         )
-        now, before = probes.recall(scores), tuned.about["recall"]
+        now, before = tuned.probes.recall(scores), tuned.about["recall"]
         return {name: [before[name], now[name]] for name in now if now[name] < before[name] - DRIFT}
 
     def _queries(self, modality: str, made: Mapping[str, Any]) -> tuple[Array, NDArray[np.str_], str]:
