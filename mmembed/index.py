@@ -3,7 +3,7 @@
 A row is an embedding, and behind it what else its score has: a coordinate for each modality of queries ("any" where all
 have the same), in which a query has 1. So a plain inner product is the whole score.
 
-Beside a modality's FAISS index lie its rows: what an answer says (index/<modality>.arrow), and, where the index holds
+Beside a modality's FAISS index lie its rows: what is known of them (index/<modality>.arrow), and, where the index holds
 them compressed or in another order, the rows themselves (index/<modality>.npy). All are mapped into memory, not read.
 """
 
@@ -33,7 +33,7 @@ from mmembed.shards import fingerprint
 from mmembed.tables import vectors_from_arrow
 from mmembed.types import Space
 
-VERSION = "3"
+VERSION = "4"
 """Of the way indexes are built: a change of it needs another one, so that what was made before is made again."""
 
 ANY_QUERY = "any"
@@ -44,6 +44,9 @@ BATCH_ROWS = 1 << 16
 
 Array = NDArray[np.float32]
 Banks = Mapping[str, Array]
+
+ANSWER = "answer"
+"""The column of index/<modality>.arrow that holds what an answer says of a row, as JSON."""
 
 ENTRIES = "index/index.json"
 """JSON: an entry for each modality."""
@@ -76,7 +79,7 @@ class Index:
     Attributes:
         faiss: the FAISS index.
         vectors: its rows (n, k + terms); None where `faiss` is exact and holds them.
-        rows: what they say, n rows: id, segment, span, media, split, metadata.
+        rows: what is known of them, n rows, see `known_of`.
         entry: what index.json says of it.
     """
 
@@ -85,7 +88,7 @@ class Index:
     rows: pa.Table
     entry: Mapping[str, Any]
 
-    @property
+    @cached_property
     def kind(self) -> Kind:
         """Of the FAISS index."""
         return Kind(self.entry["kind"])
@@ -131,25 +134,54 @@ class Index:
         within = any(pc.any(pc.equal(chunk[1:], chunk[:-1])).as_py() for chunk in ids)
         return within or any(left[-1] == right[0] for left, right in pairwise(ids))
 
-    def rows_at(self, rows: Sequence[int]) -> list[dict[str, Any]]:
-        """What rows say, by column; without their split."""
-        places = [divmod(row, BATCH_ROWS) for row in rows]
-        columns = {name: [self._batches[batch][name][place].as_py() for batch, place in places] for name in self._shown}
-        return [dict(zip(columns, values)) for values in zip(*columns.values())]
+    def answers_at(self, rows: Sequence[int]) -> list[list[Any]]:
+        """What an answer says of rows: id, segment, span, media, metadata."""
+        texts = []
+        for row in rows:
+            starts, content = self._answers[row // BATCH_ROWS]
+            place = row % BATCH_ROWS
+            texts.append(content[starts[place] : starts[place + 1]])
+        found: list[list[Any]] = json.loads(
+            (b"[" + b",".join(texts) + b"]").decode()
+        )  # once: each call costs more than a row
+        return found
 
-    def ids(self, rows: Rows) -> list[str]:
+    def ids(self, rows: Sequence[int]) -> list[str]:
         """Ids of the records that rows are of."""
-        return [self._batches[row // BATCH_ROWS]["id"][row % BATCH_ROWS].as_py() for row in rows.tolist()]
+        return [self._ids[row // BATCH_ROWS][row % BATCH_ROWS].as_py() for row in rows]
 
     @cached_property
-    def _batches(self) -> list[dict[str, pa.Array]]:
-        """Columns by record batch: looking them up anew would take most of the time of a look at a row."""
-        names = self.rows.column_names
-        return [dict(zip(names, batch.columns)) for batch in self.rows.to_batches()]
+    def _ids(self) -> list[pa.Array]:
+        return list(self.rows["id"].chunks)
 
     @cached_property
-    def _shown(self) -> list[str]:
-        return [name for name in self.rows.column_names if name != "split"]
+    def _answers(self) -> list[tuple[memoryview, memoryview]]:
+        """By record batch, where the JSON of each row begins and all of it: Arrow's own values take ten times as
+        long."""
+        buffers = [chunk.buffers() for chunk in self.rows[ANSWER].chunks]
+        return [(memoryview(starts).cast("q"), memoryview(content)) for _, starts, content in buffers]
+
+
+def known_of(table: pa.Table, kinds: Mapping[str, str]) -> pa.Table:
+    """What index/<modality>.arrow holds of rows of embeddings/<modality>: all but the embeddings, for filters; and, as
+    JSON, what an answer says: [id, segment, span, media, metadata], without keys that the record lacks.
+
+    Args:
+        kinds: of each key of the metadata; values of a mixed one are JSON text in the table.
+    """
+    columns = [table[name].to_pylist() for name in ("id", "segment", "span", "media")]
+    metadata = table["metadata"].to_pylist() if "metadata" in table.column_names else [{}] * table.num_rows
+    mixed = {key for key, kind in kinds.items() if kind == "json"}
+    texts = [
+        json.dumps(
+            [*values, {key: json.loads(v) if key in mixed else v for key, v in (keys or {}).items() if v is not None}],
+            ensure_ascii=False,
+            separators=(",", ":"),
+        )
+        for *values, keys in zip(*columns, metadata)
+    ]
+    left = table.drop_columns(["span", "embedding"]).replace_schema_metadata(None)
+    return left.append_column(ANSWER, pa.array(texts, pa.large_string()))
 
 
 def term_columns(scoring: Scoring, hubness: str, modalities: Sequence[str]) -> list[str]:
@@ -177,6 +209,8 @@ def candidate_rows(embeddings: Array, modality: str, scoring: Scoring, columns: 
 
 def query_rows(embeddings: Array, shares: Mapping[str, float], columns: Sequence[str]) -> Array:
     """Embeddings of queries (n, k), and behind them how much of a query is of each modality, (n, k + len(columns))."""
+    if not columns:
+        return embeddings
     tail = np.array([1.0 if name == ANY_QUERY else shares.get(name, 0.0) for name in columns], np.float32)
     return np.concatenate([embeddings, np.tile(tail, (len(embeddings), 1))], axis=1, dtype=np.float32)
 

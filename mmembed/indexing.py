@@ -28,6 +28,7 @@ from mmembed.index import (
     VERSION,
     blocks,
     index_path,
+    known_of,
     made_of,
     query_rows,
     rows_path,
@@ -65,8 +66,9 @@ class Tuned:
         radius: as of `kinds.codable`.
         state: as of `kinds.state_of`.
         probes: their truth is of the rows that it was trained with.
-        about: JSON values: "mark", what it is good for; "rows" that it was trained with; "search" and "recall" of its
-            operating point; "pilot", the points measured when its kind was chosen.
+        about: JSON values: "mark", what it is good for; "rows", how many it was trained with; "embeddings", their
+            fingerprint; "search" and "recall" of its operating point; "pilot", the points measured when its kind was
+            chosen.
     """
 
     kind: Kind
@@ -80,6 +82,10 @@ class Tuned:
         """Of what was learned, without what was measured."""
         state = {name: checksum(array.tobytes()) for name, array in self.state.items()}
         return fingerprint(self.kind.name, self.radius, state)
+
+    def empty_index(self, dim: int) -> Any:
+        """A FAISS index that takes rows of so many values, and holds none yet."""
+        return kinds.restored(self.kind, self.state, dim + bool(self.radius), self.radius)
 
     def to_bytes(self) -> bytes:
         """As a safetensors file that knows its own checksum."""
@@ -192,7 +198,7 @@ class Indexing:
         path = folder / f"block-{number:05d}.npy"
         if not (tuned.kind.is_exact or tuned.kind.is_graph or path.exists()):
             vectors = self._vectors(modality)
-            index = kinds.restored(tuned.kind, tuned.state, vectors.shape[1] + bool(tuned.radius), tuned.radius)
+            index = tuned.empty_index(vectors.shape[1])
             rows = np.array(vectors[number * self.block_rows : (number + 1) * self.block_rows])
             codes = kinds.encode(index, tuned.kind, rows, tuned.radius)
             with replacing(path) as temporary, temporary.open("wb") as file:
@@ -205,7 +211,7 @@ class Indexing:
         made = self.made[modality]
         tuned, folder = self._open(modality)
         kind, radius, vectors = tuned.kind, tuned.radius, self._vectors(modality)
-        index = kinds.restored(kind, tuned.state, vectors.shape[1] + bool(tuned.radius), radius)
+        index = tuned.empty_index(vectors.shape[1])
         if kind.is_exact or kind.is_graph:
             starts = range(0, len(vectors), self.block_rows)
             rows = (vectors[start : start + self.block_rows] for start in starts)
@@ -213,12 +219,9 @@ class Indexing:
         else:
             codes = (np.load(folder / f"block-{number:05d}.npy", allow_pickle=False) for number in sorted(numbers))
             index = kinds.fill(index, kind, codes)
-        # Probes with their truth among the rows of now: what is kept has that of the rows that it was trained with.
-        now = (
-            tuned.probes
-            if kind.is_exact
-            else replace(tuned.probes, truth=tune.exact_search(tuned.probes.queries, vectors))
-        )
+        now = tuned.probes
+        if not kind.is_exact and tuned.about["embeddings"] != made["embeddings"]:  # rows have come or gone since
+            now = replace(now, truth=tune.exact_search(now.queries, vectors))
         curve, chosen = self._curve(index, replace(tuned, probes=now), vectors)
         path = self._part(index_path(modality))
         _write_faiss(path, index)
@@ -264,12 +267,11 @@ class Indexing:
         longest = 0.0
         summary = self.dataset.stage("project").summary
         schema = embeddings_schema(made["space"]["dim"], summary["dtype"], summary["kinds"])
-        said = schema.remove(schema.get_field_index("embedding"))
         with (
-            replacing(self._part(rows_path(modality))) as says,
+            replacing(self._part(rows_path(modality))) as known,
             replacing(self._part(vectors_path(modality))) as matrix,
             matrix.open("wb") as file,
-            pa.ipc.new_file(str(says), said) as writer,
+            pa.ipc.new_file(str(known), known_of(schema.empty_table(), summary["kinds"]).schema) as writer,
         ):
             header = {"descr": "<f4", "fortran_order": False, "shape": (made["rows"], _dim(made))}
             np.lib.format.write_array_header_1_0(file, header)
@@ -279,7 +281,7 @@ class Indexing:
                 for _, table, rows in blocks(self.dataset, modality, made["terms"]):
                     file.write(np.ascontiguousarray(rows, "<f4").data)
                     longest = max(longest, float(np.linalg.norm(rows, axis=1).max(initial=0)))
-                    yield table.select(said.names).cast(said)
+                    yield known_of(table, summary["kinds"])
 
             for batch in _in_batches(tables()):
                 writer.write(batch)
@@ -302,7 +304,7 @@ class Indexing:
         assert tuned is not None  # `prepare` has just written it
         return tuned, self._folder(modality, tuned)
 
-    def _mark(self, made: Mapping[str, Any], modality: str) -> str:
+    def _mark(self, made: Mapping[str, Any]) -> str:
         """Of what must be equal for an index to learn the same, but for its rows."""
         return fingerprint(VERSION, made["space"], made["hubness"], made["terms"], asdict(self._asked))
 
@@ -311,7 +313,7 @@ class Indexing:
         now: as many, within limits, none longer, and of the same budget."""
         path = tuned_path(modality)
         tuned = Tuned.read(self._part(path)) or Tuned.read(self.dataset.root / path)
-        if tuned is None or tuned.about["mark"] != self._mark(made, modality) or tuned.kind.is_exact:
+        if tuned is None or tuned.about["mark"] != self._mark(made) or tuned.kind.is_exact:
             return None
         rows, before, memory = made["rows"], tuned.about["rows"], self.budgets[modality].memory
         is_large = bool(memory) and tuned.kind.bytes(rows, _width(made)) > memory
@@ -320,7 +322,12 @@ class Indexing:
 
     def _learn(self, modality: str, made: Mapping[str, Any], vectors: Array, radius: float) -> Tuned:
         """Choose a kind on a sample of the rows, and train it on another."""
-        about = {"mark": self._mark(made, modality), "rows": len(vectors), "pilot": []}
+        about = {
+            "mark": self._mark(made),
+            "rows": len(vectors),
+            "embeddings": made["embeddings"],
+            "pilot": [],
+        }
         budget, flat = self.budgets[modality], Kind("Flat")
         if not len(vectors) or tune.suits(flat, len(vectors), _width(made), budget):
             return Tuned(flat, 0.0, {}, _no_probes(_dim(made)), about)

@@ -7,9 +7,11 @@ compressed to a thirtieth still find what whole ones do. "Points" are operating 
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -55,7 +57,7 @@ class Kind:
 
     name: str
 
-    @property
+    @cached_property
     def lists(self) -> int:
         """Lists of an inverted file, 0 where there is none."""
         found = re.search(r"IVF(\d+)", self.name)
@@ -394,7 +396,8 @@ def scores_of(queries: Array, vectors: Array, rows: Rows) -> Array:
 def best_of(scores: Array, rows: Rows, k: int) -> tuple[Array, Rows]:
     """The k best of candidates (q, c), best first, ties by row: scores and rows (q, min(k, c))."""
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    places = np.arange(len(order))[:, np.newaxis], order
+    return scores[places], rows[places]
 
 
 def nearest_of(queries: Array, vectors: Array, k: int, among: Rows | None = None) -> tuple[Array, Rows]:
@@ -427,11 +430,13 @@ def nearest_of(queries: Array, vectors: Array, k: int, among: Rows | None = None
     )
 
 
-def wider(point: Point, kind: Kind, k: int, share: float) -> dict[str, int]:
+def wider(point: Point, kind: Kind, k: int, share: float) -> Point:
     """A point for k other than RECALL_K, or where a filter keeps a share of the rows: what is looked for then lies as
     deep as that of a larger k."""
     depth = min(_WIDEST, max(1.0, k / RECALL_K) / max(share, 1e-9))
-    changed = {name: round(value * np.sqrt(depth)) for name, value in point.items() if name != "refine"}
+    if depth == 1:
+        return point
+    changed = {name: round(value * math.sqrt(depth)) for name, value in point.items() if name != "refine"}
     return {**point, **changed}
 
 
@@ -463,9 +468,10 @@ def search(
     scores, found = candidates(index, kind, queries, max(depth, k), point, radius, _selector(kept))
     if not kind.gives_scores(radius):
         scores = scores_of(queries, vectors, found)
-    scores, found = best_of(np.where(found < 0, -np.inf, scores).astype(np.float32), found, k)
+    scores[found < 0] = -np.inf
+    scores, found = best_of(scores, found, k)
     # Where it looked in vain: in lists of which a filter keeps too little.
-    short = np.flatnonzero((found >= 0).sum(axis=1) < min(k, count))
+    short = np.flatnonzero(found[:, min(k, count) - 1] < 0) if count else ()
     if len(short):
         among = None if kept is None else np.flatnonzero(kept)
         scores[short], found[short] = nearest_of(queries[short], vectors, k, among)

@@ -55,7 +55,7 @@ class Scoring:
 
     def means(self, embeddings: Array, starts: NDArray[np.int64]) -> Array:
         """One embedding for each run of rows that begins at `starts` (m,): float32 (m, k)."""
-        counts = np.diff(starts, append=len(embeddings))
+        counts = np.append(starts[1:], len(embeddings)) - starts
         sums = np.add.reduceat(embeddings, starts)
         return self.embeddings(np.asarray(sums / counts[:, np.newaxis], np.float32))
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -243,18 +242,24 @@ class Searcher:
             rows = np.concatenate([query_rows(one.vector[np.newaxis], one.shares, index.columns) for one in asked])
             for found, more in zip(hits, wanted.best(index, modality, rows, without)):
                 found += more
-        return [self._neighbours(sorted(found, key=_Hit.order)[:k]) for found in hits]
+        if len(targets) > 1:
+            hits = [sorted(found, key=_Hit.order)[:k] for found in hits]
+        return [self._neighbours(found) for found in hits]
 
     def _neighbours(self, hits: Sequence[_Hit]) -> list[Neighbour]:
         """Hits with what their rows say."""
-        kinds: Mapping[str, str] = self.dataset.stage("project").summary["kinds"]
-        said: dict[tuple[str, int], dict[str, Any]] = {}
-        for modality in {hit.modality for hit in hits}:
-            rows = [hit.row for hit in hits if hit.modality == modality]
-            said |= {(modality, row): values for row, values in zip(rows, self.index(modality).rows_at(rows))}
-        return [_neighbour(rank, hit, said[hit.modality, hit.row], kinds) for rank, hit in enumerate(hits, 1)]
+        rows: dict[str, list[int]] = {}
+        for hit in hits:
+            rows.setdefault(hit.modality, []).append(hit.row)
+        said = {modality: iter(self.index(modality).answers_at(found)) for modality, found in rows.items()}
+        found = []
+        for rank, hit in enumerate(hits, 1):
+            id, segment, span, media, metadata = next(said[hit.modality])
+            neighbour = Neighbour(rank, hit.score, hit.modality, id, segment, tuple(span), media, metadata, hit.twins)
+            found.append(neighbour)
+        return found
 
-    @property
+    @cached_property
     def targets(self) -> list[str]:
         """The modalities that answers can be of."""
         segments: Mapping[str, int] = self.dataset.stage("project").summary["segments"]
@@ -281,7 +286,7 @@ class Searcher:
         found: T = self._kept[key]
         return found
 
-    @property
+    @cached_property
     def _space(self) -> Space:
         """The one space of all embeddings."""
         spaces = self.dataset.modalities("project")
@@ -309,8 +314,7 @@ class Searcher:
 
         Raises:
             UsageError: a medium can't be read, decoded or mapped, an id is unknown, a vector is of another space, or
-            the
-                clauses cancel each other out.
+                the clauses cancel each other out.
         """
         if not query.clauses:
             raise UsageError("a query needs a text, an image, an audio, an id or a vector")
@@ -486,8 +490,7 @@ def _by_id(records: Sequence[Record]) -> dict[str, Record]:
     return {record.id: record for record in reversed(records)}
 
 
-@dataclass(frozen=True, eq=False)
-class _Hit:
+class _Hit(NamedTuple):
     """A row of an index that is an answer, and the ids of those that are nearly the same."""
 
     score: float
@@ -498,17 +501,6 @@ class _Hit:
     def order(self) -> tuple[float, str, int]:
         """Best first, ties by modality and row."""
         return -self.score, self.modality, self.row
-
-
-def _neighbour(rank: int, hit: _Hit, row: Mapping[str, Any], kinds: Mapping[str, str]) -> Neighbour:
-    # The column holds every key of the data set: those that the record lacks are null. Mixed values are JSON text.
-    metadata = {
-        key: json.loads(value) if kinds.get(key) == "json" else value
-        for key, value in (row.get("metadata") or {}).items()
-        if value is not None
-    }
-    span = tuple(row["span"])
-    return Neighbour(rank, hit.score, hit.modality, row["id"], row["segment"], span, row["media"], metadata, hit.twins)
 
 
 @dataclass(frozen=True, eq=False)
@@ -534,33 +526,34 @@ class _Wanted:
             queries: float32 (q, k + terms), see `mmembed.index.query_rows`.
             without: for each, ids whose rows are no answers.
         """
-        answers: list[list[_Hit]] = [[] for _ in without]
-        waiting = list(range(len(without))) if len(index) else []
+        rows = len(index)
         asked = 2 * self.k if self.one_a_record or self.fold or any(without) else self.k
-        most = min(len(index), max(_DEEPEST, self.k)) if self.fold else len(index)
+        most = min(rows, max(_DEEPEST, self.k)) if self.fold else rows
+        answers: list[list[_Hit]] = [[] for _ in without]
+        waiting = list(range(len(without))) if rows else []
         while waiting:
             asked = min(asked, most)
-            scores, found = index.search(queries[waiting], asked, self.kept)
+            scores, found = index.search(queries, asked, self.kept)
             for number, place in enumerate(waiting):
                 answers[place] = self._answers(index, modality, scores[number], found[number], without[place])
-            waiting = [
-                place
+            if asked == most:
+                break
+            short = [
+                number
                 for number, place in enumerate(waiting)
                 if len(answers[place]) < self.k and (found[number] >= 0).all()
             ]
-            if asked == most:
-                break
+            waiting, queries = [waiting[number] for number in short], queries[short] if short else queries
             asked *= _GROWTH
         return [hits[: self.k] for hits in answers]
 
     def _answers(
         self, index: Index, modality: str, scores: Vector, found: NDArray[np.int64], without: set[str]
     ) -> list[_Hit]:
-        scores, found = scores[found >= 0], found[found >= 0]
-        hits = [_Hit(score, modality, row) for score, row in zip(scores.tolist(), found.tolist())]
+        hits = [_Hit(score, modality, row) for score, row in zip(scores.tolist(), found.tolist()) if row >= 0]
         if self.one_a_record or without:
             seen, left = set(without), []
-            for hit, id in zip(hits, index.ids(found)):
+            for hit, id in zip(hits, index.ids([hit.row for hit in hits])):
                 if id not in seen:
                     left.append(hit)
                 if self.one_a_record:
@@ -571,8 +564,9 @@ class _Wanted:
 
 def _folded(index: Index, hits: Sequence[_Hit], k: int) -> list[_Hit]:
     """The first k hits that are not nearly the same as a better one, which has the ids of other records that are."""
-    rows = np.array([hit.row for hit in hits])
-    vectors, ids = normalize_rows(index.vectors_of(rows)[:, : index.entry["space"]["dim"]]), index.ids(rows)
+    rows = [hit.row for hit in hits]
+    vectors = normalize_rows(index.vectors_of(np.array(rows))[:, : index.entry["space"]["dim"]])
+    ids = index.ids(rows)
     leaders: list[int] = []
     twins: dict[int, dict[str, None]] = {}
     for place, vector in enumerate(vectors):
@@ -583,5 +577,5 @@ def _folded(index: Index, hits: Sequence[_Hit], k: int) -> list[_Hit]:
             leaders.append(place)
             twins[place] = {}
     return [
-        replace(hits[place], twins=tuple(id for id in others if id != ids[place])) for place, others in twins.items()
+        hits[place]._replace(twins=tuple(id for id in others if id != ids[place])) for place, others in twins.items()
     ]

@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from mmembed.dataset import Dataset, describe
 from mmembed.errors import DatasetError, MmembedError
-from mmembed.index import ENTRIES, Index, blocks, index_path, open_modality, rows_path, scoring_of, vectors_path
+from mmembed.index import (
+    ENTRIES,
+    Index,
+    blocks,
+    index_path,
+    known_of,
+    open_modality,
+    rows_path,
+    scoring_of,
+    vectors_path,
+)
 from mmembed.linear import LinearMap
 from mmembed.shards import TEMPORARY_SUFFIX, read_table
 from mmembed.splits import HELD_OUT, TRAIN
@@ -226,13 +236,13 @@ def _index(dataset: Dataset, sound: Dataset, modality: str) -> Problems:
         return  # its rows depend on files that are reported as damaged
     files = dataset.below(f"embeddings/{modality}")
     starts = dict(zip(files, accumulate((file.rows or 0 for file in files.values()), initial=0)))
+    kinds = dataset.stage("project").summary["kinds"]
     for name, table, rows in blocks(sound, modality, index.columns):
         place = starts[name]
         stored = index.vectors_of(np.arange(place, place + len(rows))) if len(rows) else rows
         holder = path if index.vectors is None else vectors_path(modality)
         yield from _named(holder, f"other vectors than {name}", (stored != rows).any(axis=1))
-        said = index.rows.slice(place, len(rows))
-        if not said.equals(table.drop_columns(["embedding"]).replace_schema_metadata(None)):
+        if not index.rows.slice(place, len(rows)).equals(known_of(table, kinds)):
             yield rows_path(modality), f"other rows than {name}: run `mmembed index`"
     if index.vectors is not None and len(index):
         yield from _lost_rows(index, path)

@@ -60,6 +60,20 @@ def random_rows(count: int, modalities: Collection[str], dim: int, seed: int = 0
     ]
 
 
+def clustered_rows(count: int, dim: int, seed: int = 0, shift: float = 0.0) -> list[Row]:
+    """Records whose picture and text are near each other, in 30 clusters, with a gap between the modalities."""
+    random = np.random.default_rng(seed)
+    centers = random.normal(size=(30, dim)) + shift
+    gap = random.normal(size=dim)
+    found = []
+    for number in range(count):
+        center = centers[number % 30] + 0.5 * random.normal(size=dim)
+        values = {"image": center, "text": center + gap / 2 + 0.4 * random.normal(size=dim)}
+        vectors = {name: value[np.newaxis].astype(np.float32) for name, value in values.items()}
+        found.append(Row(f"{seed}-{number:05d}", vectors))
+    return found
+
+
 def input_space(modality: str, dim: int) -> Space:
     """The space of the features of a data set made here."""
     return Space(f"test-{modality}", "1", dim)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,13 +49,27 @@ def test_ids_are_row_numbers_in_file_order(kind: str, request: pytest.FixtureReq
     dataset: Dataset = request.getfixturevalue(kind)
     opened, rows = open_modality(dataset, "image"), embeddings(dataset, "image")
     assert (opened.vectors_of(np.arange(len(opened))) == rows).all()
-    said = [
-        row for _, table in dataset.tables("embeddings/image") for row in table.drop(["embedding", "split"]).to_pylist()
-    ]
-    assert opened.rows_at(range(len(opened))) == said
-    assert opened.ids(np.array([3, 0])) == [said[3]["id"], said[0]["id"]]
+    columns = ["id", "segment", "span", "media"]
+    said = [row for _, table in dataset.tables("embeddings/image") for row in table.select(columns).to_pylist()]
+    assert opened.answers_at(range(len(opened))) == [[*row.values(), {}] for row in said]
+    assert opened.ids([3, 0]) == [said[3]["id"], said[0]["id"]]
     assert opened.rows_of("r003").tolist() == [row for row, values in enumerate(said) if values["id"] == "r003"]
     assert opened.rows_of("nobody").tolist() == opened.rows_of("\udcff").tolist() == []
+
+
+def test_answers_say_what_records_have(tmp_path: Path) -> None:
+    several: list[dict[str, Any]] = [
+        {"year": 1999, "mixed": "a", "licence": 'a "quoted" word, \\ and \u2028 Ω'},
+        {"year": None, "mixed": {"left": [1, None]}, "share": 0.1 + 0.2, "old": True},
+        {"share": float("inf"), "year": -(2**63)},
+        {},
+    ]
+    rows = [replace(row, metadata=values) for row, values in zip(random_rows(4, ["image"], 6), several)]
+    opened = open_modality(build(tmp_path, rows, ["image"]), "image")
+    found = {id: metadata for id, *_, metadata in opened.answers_at(range(len(opened)))}
+    told = [{key: value for key, value in values.items() if value is not None} for values in several]
+    assert found == {row.id: values for row, values in zip(rows, told)}
+    assert [type(found["r001"][key]) for key in ("share", "old")] == [float, bool]
 
 
 def test_rows_lie_in_batches_of_one_size(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +80,7 @@ def test_rows_lie_in_batches_of_one_size(dataset: Dataset, monkeypatch: pytest.M
     sizes = [chunk.length() if hasattr(chunk, "length") else len(chunk) for chunk in opened.rows["id"].chunks]
     assert len(sizes) > 2 and set(sizes[:-1]) == {4}
     said = [row for _, table in dataset.tables("embeddings/image") for row in table["id"].to_pylist()]
-    assert opened.ids(np.arange(len(opened))) == said
+    assert opened.ids(range(len(opened))) == said
     assert opened.rows_of("r007").tolist() == [row for row, id in enumerate(said) if id == "r007"]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_builder import Row, build, index
+from dataset_builder import Row, build, clustered_rows, index
 
 from mmembed import kinds
 from mmembed.config import IndexConfig
@@ -22,29 +22,15 @@ SMALL = IndexConfig(recall=0.9, memory="90KB")
 """Too little for an exact index of two modalities of COUNT rows, of 77 kB each."""
 
 
-def rows_of(count: int = COUNT, seed: int = 0, shift: float = 0.0) -> list[Row]:
-    """Records whose picture and text are near each other, with a gap between the modalities."""
-    random = np.random.default_rng(seed)
-    centers = random.normal(size=(30, DIM)) + shift
-    gap = random.normal(size=DIM)
-    found = []
-    for number in range(count):
-        center = centers[number % 30] + 0.5 * random.normal(size=DIM)
-        values = {"image": center, "text": center + gap / 2 + 0.4 * random.normal(size=DIM)}
-        vectors = {name: value[np.newaxis].astype(np.float32) for name, value in values.items()}
-        found.append(Row(f"{seed}-{number:05d}", vectors))
-    return found
-
-
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    rows = rows_of()
+    rows = clustered_rows(COUNT, DIM)
     return build(tmp_path_factory.mktemp("data"), rows, dim=DIM, unit=400, held_out=[row.id for row in rows[::4]])
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    rows, root = rows_of(), tmp_path_factory.mktemp("small")
+    rows, root = clustered_rows(COUNT, DIM), tmp_path_factory.mktemp("small")
     return index(build(root, rows, dim=DIM, unit=400, held_out=[row.id for row in rows[::4]]), SMALL)
 
 
@@ -71,7 +57,7 @@ def test_an_index_is_tuned_with_held_out_queries_of_the_other_modality(small: Da
     assert entry["bytes"] <= entry["asked"]["memory"]
     assert (entry["probes"], entry["split"]) == ({"text": COUNT // 4}, "heldout")
     assert entry["asked"] == {"recall": 0.9, "memory": pytest.approx(45_000, abs=2), "milliseconds": 0.0}
-    held_out = [row.vectors["text"][0] for row in rows_of()[::4]]
+    held_out = [row.vectors["text"][0] for row in clustered_rows(COUNT, DIM)[::4]]
     queries = np.stack([vector / np.linalg.norm(vector) for vector in held_out])
     assert entry["recall"]["text"] >= 0.9
     assert exact_recall(small, queries, "image") == pytest.approx(entry["recall"]["text"], abs=0.01)
@@ -88,9 +74,9 @@ def test_the_whole_curve_is_kept(small: Dataset) -> None:
 
 
 def test_without_held_out_records_others_are_asked_and_it_says_so(tmp_path: Path) -> None:
-    fitted = index(build(tmp_path / "a", rows_of(), dim=DIM, unit=400), SMALL)
+    fitted = index(build(tmp_path / "a", clustered_rows(COUNT, DIM), dim=DIM, unit=400), SMALL)
     assert entry_of(fitted, "image")["split"] == "train"
-    alone = [Row(row.id, {"image": row.vectors["image"]}) for row in rows_of()]
+    alone = [Row(row.id, {"image": row.vectors["image"]}) for row in clustered_rows(COUNT, DIM)]
     only = index(build(tmp_path / "b", alone, ["image"], DIM, unit=400), replace(SMALL, memory="40KB"))
     assert (entry_of(only, "image")["split"], entry_of(only, "image")["probes"]) == ("own rows", {"image": 1000})
 
@@ -99,7 +85,7 @@ def test_without_held_out_records_others_are_asked_and_it_says_so(tmp_path: Path
 def test_the_same_index_in_any_order_of_blocks_after_a_trip_to_a_worker(
     small: Dataset, tmp_path: Path, size: int
 ) -> None:
-    rows = rows_of()
+    rows = clustered_rows(COUNT, DIM)
     dataset = build(tmp_path, rows, dim=DIM, unit=400, held_out=[row.id for row in rows[::4]])
     work = pickle.loads(pickle.dumps(Indexing(dataset, SMALL, block_rows=size)))
     blocks = work.prepare("image")
@@ -113,7 +99,7 @@ def test_the_same_index_in_any_order_of_blocks_after_a_trip_to_a_worker(
 def test_a_run_that_was_killed_goes_on_with_the_blocks_that_are_missing(
     small: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, trained = rows_of(), []
+    rows, trained = clustered_rows(COUNT, DIM), []
     dataset = build(tmp_path, rows, dim=DIM, unit=400, held_out=[row.id for row in rows[::4]])
     real = kinds.train
 
@@ -139,12 +125,13 @@ def test_a_run_that_was_killed_goes_on_with_the_blocks_that_are_missing(
 
 def extended(root: Path, more: list[Row]) -> Dataset:
     """A data set of more rows, beside what an index had learned from fewer."""
-    rows = [*rows_of(), *more]
-    return build(root, rows, dim=DIM, unit=400, held_out=[row.id for row in rows_of()[::4]], until="project")
+    rows = [*clustered_rows(COUNT, DIM), *more]
+    held_out = [row.id for row in rows[:COUNT:4]]
+    return build(root, rows, dim=DIM, unit=400, held_out=held_out, until="project")
 
 
 def test_rows_that_are_added_and_deleted_need_no_training(small: Dataset, tmp_path: Path) -> None:
-    dataset = extended(tmp_path, [replace(row, id=f"new{row.id}") for row in rows_of(100)])
+    dataset = extended(tmp_path, [replace(row, id=f"new{row.id}") for row in clustered_rows(100, DIM)])
     before = Tuned.read(small.root / tuned_path("image"))
     assert before is not None
     (tmp_path / "index").mkdir()
@@ -231,8 +218,8 @@ def test_a_budget_that_can_not_be_met_is_refused_before_anything_is_done(
 
 
 def test_a_small_modality_does_not_starve_on_its_share(tmp_path: Path) -> None:
-    rows = [replace(row, vectors={"image": row.vectors["image"]}) for row in rows_of()]
-    rows[0] = replace(rows[0], vectors=rows_of()[0].vectors)
+    rows = [replace(row, vectors={"image": row.vectors["image"]}) for row in clustered_rows(COUNT, DIM)]
+    rows[0] = replace(rows[0], vectors=clustered_rows(COUNT, DIM)[0].vectors)
     dataset = build(tmp_path, rows, dim=DIM, unit=400)
     flat = kinds.Kind("Flat")
     exact = flat.bytes(COUNT, DIM) + flat.bytes(1, DIM)
@@ -244,7 +231,7 @@ def test_a_small_modality_does_not_starve_on_its_share(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_few_rows_can_be_indexed_within_any_budget(tmp_path: Path, count: int) -> None:
-    dataset = build(tmp_path, rows_of(count), dim=DIM)
+    dataset = build(tmp_path, clustered_rows(count, DIM), dim=DIM)
     for config in (IndexConfig(latency="62us"), IndexConfig(memory="20KB")):
         assert len(open_modality(index(dataset, config), "image")) == count
 
@@ -259,7 +246,7 @@ def test_rows_that_are_longer_than_before_are_learned_anew(small: Dataset) -> No
 
 def test_finishing_again_gives_the_same(small: Dataset, tmp_path: Path) -> None:
     """As a runner does that tries a step again."""
-    rows = rows_of()
+    rows = clustered_rows(COUNT, DIM)
     dataset = build(tmp_path, rows, dim=DIM, unit=400, held_out=[row.id for row in rows[::4]])
     work = Indexing(dataset, SMALL)
     numbers = [work.encode(block)[1] for block in work.prepare("image")]

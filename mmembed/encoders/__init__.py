@@ -6,6 +6,7 @@ import importlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cached_property
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -91,7 +92,7 @@ class SideBySide:
         """That of all of them."""
         return self.encoders[0].modality
 
-    @property
+    @cached_property
     def space(self) -> Space:
         """All names and versions, and the sum of the dimensions."""
         spaces = [encoder.space for encoder in self.encoders]

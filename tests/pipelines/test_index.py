@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_builder import Row, build
+from dataset_builder import Row, build, clustered_rows
 
 from mmembed import stages
 from mmembed.config import Config, IndexConfig
@@ -18,21 +18,9 @@ from mmembed.indexing import PARTS, Indexing, Tuned
 from mmembed.transforms import BuildIndex, run
 from mmembed.verify import verify
 
-DIM = 16
+DIM, COUNT = 16, 1200
 CONFIG = IndexConfig(recall=0.9, memory="90KB")
-"""Too little for exact indexes of two modalities of 1,200 rows."""
-
-
-def rows_of(count: int = 1200, seed: int = 0) -> list[Row]:
-    random = np.random.default_rng(seed)
-    centers, gap = random.normal(size=(30, DIM)), random.normal(size=DIM)
-    found = []
-    for number in range(count):
-        center = centers[number % 30] + 0.5 * random.normal(size=DIM)
-        values = {"image": center, "text": center + gap / 2 + 0.4 * random.normal(size=DIM)}
-        vectors = {name: value[np.newaxis].astype(np.float32) for name, value in values.items()}
-        found.append(Row(f"{seed}-{number:05d}", vectors))
-    return found
+"""Too little for exact indexes of two modalities of COUNT rows."""
 
 
 def projected(root: Path, rows: list[Row]) -> Dataset:
@@ -46,7 +34,7 @@ def faiss_files(root: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def by_functions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index that the plain functions made, without Beam."""
-    dataset = projected(tmp_path_factory.mktemp("plain"), rows_of())
+    dataset = projected(tmp_path_factory.mktemp("plain"), clustered_rows(COUNT, DIM))
     work = Indexing(dataset, CONFIG, block_rows=250)
     for name in ("image", "text"):
         work.finish(name, [work.encode(block)[1] for block in work.prepare(name)])
@@ -58,7 +46,7 @@ def by_functions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_pipeline_makes_what_the_functions_make_with_any_number_of_workers(
     by_functions: Path, tmp_path: Path, workers: int
 ) -> None:
-    dataset = projected(tmp_path, rows_of())
+    dataset = projected(tmp_path, clustered_rows(COUNT, DIM))
     work = Indexing(dataset, CONFIG, block_rows=250)
     run("BuildIndex", ["image", "text"], BuildIndex(work), Engine(workers, isolated=True))
     assert work.entry("image")["kind"] != "Flat"
@@ -73,7 +61,7 @@ def test_the_stage_leaves_an_index_that_verifies_and_nothing_else(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = replace(Config(), index=CONFIG)
-    dataset = stages.index(projected(tmp_path, rows_of()), config, Engine(1))
+    dataset = stages.index(projected(tmp_path, clustered_rows(COUNT, DIM)), config, Engine(1))
     assert verify(dataset) == []
     names = {path.name for path in (tmp_path / "index").iterdir()}
     assert names == {"index.json"} | {
@@ -95,7 +83,7 @@ def test_the_stage_leaves_an_index_that_verifies_and_nothing_else(
 
 
 def test_a_refused_budget_leaves_the_index_that_was_there(tmp_path: Path) -> None:
-    dataset = stages.index(projected(tmp_path, rows_of()), replace(Config(), index=CONFIG), Engine(1))
+    dataset = stages.index(projected(tmp_path, clustered_rows(COUNT, DIM)), replace(Config(), index=CONFIG), Engine(1))
     for budget, message in (
         (IndexConfig(memory="1KB"), "at least"),
         (IndexConfig(recall=1.0, memory="90KB"), "at least"),
@@ -110,7 +98,7 @@ def test_a_refused_budget_leaves_the_index_that_was_there(tmp_path: Path) -> Non
 
 def test_a_drift_is_said_and_mended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     config = replace(Config(), index=CONFIG)
-    dataset = projected(tmp_path, rows_of())
+    dataset = projected(tmp_path, clustered_rows(COUNT, DIM))
     stages.index(dataset, config, Engine(1))
     tuned = Tuned.read(tmp_path / tuned_path("image"))
     assert tuned is not None
@@ -121,7 +109,7 @@ def test_a_drift_is_said_and_mended(tmp_path: Path, capfd: pytest.CaptureFixture
     }
     (tmp_path / tuned_path("image")).write_bytes(replace(tuned, state=scrambled).to_bytes())
     capfd.readouterr()
-    after = stages.index(projected(tmp_path, rows_of()), config, Engine(1))
+    after = stages.index(projected(tmp_path, clustered_rows(COUNT, DIM)), config, Engine(1))
     said = capfd.readouterr().err
     assert "index: DRIFT: recall@10 of image has fallen from" in said and "training it again" in said
     assert entry_of(after, "image")["recall"]["text"] >= 0.9
@@ -133,7 +121,7 @@ def test_a_full_disk_ends_the_stage_and_the_next_run_goes_on(tmp_path: Path, mon
     import faiss
 
     config = replace(Config(), index=CONFIG)
-    dataset = projected(tmp_path, rows_of())
+    dataset = projected(tmp_path, clustered_rows(COUNT, DIM))
     with monkeypatch.context() as patch:
         real = faiss.write_index
         patch.setattr(faiss, "write_index", lambda index, path: real(index, "/dev/full"))
