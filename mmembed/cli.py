@@ -523,7 +523,10 @@ def _preview(searcher: Searcher, neighbours: Sequence[Neighbour]) -> None:
         print("mmembed: no preview: this is no terminal that says COLORTERM=truecolor", file=sys.stderr)
         return
     media = {f"{n.rank} {n.id}": partial(searcher.media, n.id, n.modality, n.media) for n in neighbours}
-    print("\n".join(contact_sheet(media, shutil.get_terminal_size().columns)))
+    if lines := contact_sheet(media, shutil.get_terminal_size().columns):
+        print("\n".join(lines))
+    else:
+        print("mmembed: no preview: none of the answers is a picture that can be read", file=sys.stderr)
 
 
 def _explain(options: argparse.Namespace) -> int:

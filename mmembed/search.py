@@ -316,6 +316,8 @@ class Searcher:
             UsageError: a medium can't be read, decoded or mapped, an id is unknown, a vector is of another space, or
                 the clauses cancel each other out.
         """
+        if not isinstance(query, Query):
+            raise UsageError(f"{query!r} is no query: make one, as by Query.of(text=…), or give it by name, as text=…")
         if not query.clauses:
             raise UsageError("a query needs a text, an image, an audio, an id or a vector")
         embedded = [self._embed(clause) for clause in query.clauses]

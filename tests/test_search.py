@@ -375,6 +375,7 @@ def test_records_that_are_asked_with_are_no_answers(dataset: Dataset) -> None:
         (Query.of(text="1 0 0 0 0 0") - Query.of(text="2 0 0 0 0 0"), "cancel each other out"),
         (0 * Query.of(text="1 0 0 0 0 0"), "cancel each other out"),
         (Query(()), "a query needs a text"),
+        ("a red star", r"'a red star' is no query: make one, as by Query\.of\(text=…\)"),
         (
             Query.of(vector=np.ones(5, np.float32)),
             r"must be 6 finite values of space test-shared@1\[6\], not of shape \(5,\)",
@@ -383,7 +384,7 @@ def test_records_that_are_asked_with_are_no_answers(dataset: Dataset) -> None:
         (Query.of(vector=np.zeros(6, np.float32)), "6 finite values"),
     ],
 )
-def test_a_query_that_points_nowhere_is_refused(dataset: Dataset, query: Query, message: str) -> None:
+def test_a_query_that_points_nowhere_is_refused(dataset: Dataset, query: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         searcher(dataset).search(query)
 

@@ -14,7 +14,7 @@ from PIL import Image as pillow
 from PIL import ImageDraw
 
 from mmembed.modalities.audio import Audio
-from mmembed.modalities.image import Image
+from mmembed.pages import previews
 from mmembed.types import Media, Span
 
 SIDE = 360
@@ -145,12 +145,10 @@ def thumbnail(media: Media, span: Span = ()) -> bytes:
         ReadError: it can't be opened.
         DecodeError: it can't be decoded.
     """
-    picture = Image(size=SIDE).decode(media)
-    small = picture.pixels.copy()
-    small.thumbnail((SIDE, SIDE))
-    if len(span) == 4 and span != (0, 0, picture.width, picture.height):
-        small = _veiled(small, [value * small.width / picture.width for value in span])
-    return _webp(small)
+    small = previews.thumbnail(media, SIDE)
+    if len(span) == 4 and span != (0, 0, small.width, small.height):
+        return _webp(_veiled(small.pixels, [value * small.pixels.width / small.width for value in span]))
+    return _webp(small.pixels)
 
 
 def _veiled(picture: Any, box: Sequence[float]) -> Any:

@@ -9,6 +9,7 @@ import html_page
 import pytest
 from command import mmembed
 
+from mmembed import cli
 from mmembed.dataset import Dataset
 from mmembed.errors import UsageError
 from mmembed.pages import gallery as module
@@ -139,3 +140,15 @@ def test_the_command_line_writes_it_beside_the_table(small: Path, tmp_path: Path
     assert header.startswith("rank") and len(lines) == 10  # and no picture: this is no terminal
     assert "COLORTERM" in result.stderr
     assert all(Path(line.split()[-1]).is_file() for line in lines)
+
+
+@pytest.mark.parametrize(("to", "is_shown"), [("image", True), ("text", False)])
+def test_a_terminal_that_can_shows_pictures(
+    small: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], to: str, is_shown: bool
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    assert cli.main(["query", str(small), "--text", "a red star", "--to", to, "-k", "2", "--preview"]) == 0
+    printed = capsys.readouterr()
+    assert ("▀" in printed.out, "no preview: none" in printed.err) == (is_shown, not is_shown)
+    assert not printed.out.endswith("\n\n")
