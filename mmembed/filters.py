@@ -30,7 +30,7 @@ and casts (each holds its values of up to 2,048 rows); its regular expressions; 
 _BATCH = 128
 """Rows at a time where there is a regular expression: an interrupt is heard between batches only."""
 
-_OWN = ("id", "segment", "media", "split")
+_OWN = ("id", "segment", "media", "split", "metadata")
 
 _CLASSES = {"COLUMN_REF", "CONSTANT", "COMPARISON", "CONJUNCTION", "BETWEEN", "CASE", "CAST", "FUNCTION", "OPERATOR"}
 _OPERATORS = {"OPERATOR_NOT", "OPERATOR_IS_NULL", "OPERATOR_IS_NOT_NULL", "OPERATOR_COALESCE"}
@@ -54,12 +54,13 @@ _ALLOWED = (
 
 
 def columns_of(rows: pa.Table) -> pa.Table:
-    """What a condition may name: the keys of the metadata, and id, segment, media and split where no key has their
-    name, in whichever case: SQL ignores it. No value is copied."""
+    """What a condition may name: the keys of the metadata, and id, segment, media, split and metadata itself (whose
+    keys are then `metadata.key`, as in the Parquet files) where no key has their name, in whichever case: SQL ignores
+    it. No value is copied."""
     metadata = rows.column("metadata") if "metadata" in rows.column_names else None
     names = [field.name for field in metadata.type] if metadata is not None else []
     taken = {name.lower() for name in names}
-    columns = {name: rows.column(name) for name in _OWN if name not in taken}
+    columns = {name: rows.column(name) for name in _OWN if name in rows.column_names and name not in taken}
     return pa.table({**{name: pc.struct_field(metadata, [place]) for place, name in enumerate(names)}, **columns})
 
 
