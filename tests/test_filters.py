@@ -42,7 +42,10 @@ def expected(rule: Any) -> list[int]:
     [
         ("license = 'cc0' and year > 2019", lambda license, year, **_: license == "cc0" and (year or 0) > 2019),
         ("year is null", lambda year, **_: year is None),
-        ("metadata.year = 2019 and Metadata.License = 'by'", lambda year, license, **_: (year, license) == (2019, "by")),
+        (
+            "metadata.year = 2019 and Metadata.License = 'by'",
+            lambda year, license, **_: (year, license) == (2019, "by"),
+        ),
         ("not (year > 2018)", lambda year, **_: year == 2018),  # neither it nor its contrary is true of null
         ("split = 'heldout' and segment < 9", lambda split, segment, **_: split == "heldout" and segment < 9),
         ("id in ('r3', 'r30')", lambda id, **_: id in ("r3", "r30")),
