@@ -338,13 +338,27 @@ def _build(options: argparse.Namespace) -> int:
     from mmembed import stages
     from mmembed.report import build_summary
 
-    config, engine = _config(options), _engine(options)
+    config, engine = _config(options, _budget(options.root)), _engine(options)
     if options.dry_run:
         return _dry_run(options, config)
     with _writing(options.root):
         dataset = stages.build(options.input, options.root, config, engine, _request(options))
     print(build_summary(dataset))
     return _judge_errors(dataset, config)
+
+
+def _budget(root: Path) -> dict[str, Any]:
+    """What was said of the indexes of a data set that is there: it holds until something else is said."""
+    from mmembed.dataset import MANIFEST, Dataset
+    from mmembed.errors import VersionError
+
+    if not (root / MANIFEST).exists():
+        return {}
+    try:
+        stored = Dataset.open(root).config.get("index", {})
+    except VersionError:  # which --overwrite starts anew, and all else refuses
+        return {}
+    return {"index": {key: stored[key] for key in ("recall", "memory", "latency") if key in stored}}
 
 
 def _extract(options: argparse.Namespace) -> int:
@@ -408,7 +422,10 @@ def _later_stage(options: argparse.Namespace) -> int:
         before = Dataset.open(options.root)
         after = getattr(stages, options.stage)(before, config, _engine(options))
     if "evaluate" in before.stages and "evaluate" not in after.stages:
-        stages.say(f"{options.stage}: what was evaluated is gone with what it was of: run `mmembed evaluate`")
+        stages.say(
+            f"{options.stage}: the evaluation and report.html are removed, for they were of what was there before: "
+            "run `mmembed evaluate`"
+        )
     return 0
 
 
@@ -501,8 +518,9 @@ def _query(options: argparse.Namespace) -> int:
         query, options.to, options.k, filter=options.filter, segments=options.segments, fold=options.fold
     )
     if options.html:
-        if options.html.is_dir() or not options.html.absolute().parent.is_dir():
-            raise UsageError(f"--html {options.html}: must be a file in a folder that is there")
+        folder = options.html.absolute().parent
+        if options.html.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
+            raise UsageError(f"--html {options.html}: must be a file in a folder that is there and can be written")
         from mmembed.pages.gallery import gallery
         from mmembed.shards import write_bytes
 
@@ -520,7 +538,7 @@ def _preview(searcher: Searcher, neighbours: Sequence[Neighbour]) -> None:
     from mmembed.pages.previews import contact_sheet
 
     if not sys.stdout.isatty() or os.environ.get("COLORTERM") not in ("truecolor", "24bit"):
-        print("mmembed: no preview: this is no terminal that says COLORTERM=truecolor", file=sys.stderr)
+        print("mmembed: no preview: the output is no terminal, or COLORTERM is not truecolor", file=sys.stderr)
         return
     media = {f"{n.rank} {n.id}": partial(searcher.media, n.id, n.modality, n.media) for n in neighbours}
     if lines := contact_sheet(media, shutil.get_terminal_size().columns):
@@ -549,6 +567,8 @@ def _serve(options: argparse.Namespace) -> int:
     from mmembed.search import Searcher
     from mmembed.serve.settings import Settings, is_loopback
 
+    if not math.isfinite(options.max_upload_mb):
+        raise UsageError(f"--max-upload-mb {options.max_upload_mb}: must be a number of megabytes")
     token = options.token or ("" if is_loopback(options.host) else new_token())
     settings = Settings(options.host, options.port, token, round(options.max_upload_mb * 10**6))
     searcher = Searcher.open(options.root)

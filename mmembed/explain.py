@@ -118,19 +118,20 @@ def shapley(
     return adds / (2 * len(half)), nothing
 
 
-def explain(searcher: Searcher, query: Query, id: str, to: str = ANY) -> Explanation:
+def explain(searcher: Searcher, query: Query, id: str, to: str = ANY, *, anywhere: bool = True) -> Explanation:
     """Why a query and a record match, by the segment of the record that is nearest to it. The query is a medium; of
     several segments, its first counts.
 
     Args:
         to: the modality of the record that is looked at; "any": the nearest of those that are not the query's, or the
             query's own where the record has no other.
+        anywhere: whether the whole input is looked through for the record, as of `Searcher.record`.
 
     Raises:
         UsageError: the query can't be used, there is no such record or modality, or its input is gone.
     """
     modality, media = query.medium()
-    record = searcher.record(id)
+    record = searcher.record(id, anywhere=anywhere)
     targets = [name for name in record.media if name != modality] or list(record.media) if to == ANY else [to]
     if not set(targets) <= record.media.keys():
         raise UsageError(f"the record {id!r} has no {to}, but {', '.join(record.media)}")
@@ -253,7 +254,7 @@ def _grid(parts: Sequence[Part]) -> list[str]:
 
 def _bars(parts: Sequence[Part]) -> list[str]:
     most = max((abs(part.adds) for part in parts), default=1) or 1
-    names = [_shown(part.label) or f"{part.span[0]:.1f}-{part.span[1]:.1f} s" for part in parts]
+    names = [_shown(part.label) or f"{part.span[0]:.2f}-{part.span[1]:.2f} s" for part in parts]
     width = max(map(len, names), default=0)
     return [
         f"  {name:<{width}}  {part.adds:+.3f}  {('+' if part.adds >= 0 else '-') * round(_BAR * abs(part.adds) / most)}"

@@ -80,11 +80,14 @@ def kept_by(condition: Filter, rows: pa.Table) -> NDArray[np.bool_]:
         raise
     except Exception as error:  # of two libraries, which share no class of their errors
         message = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UsageError(
-            f"the filter {str(condition)!r} can't be used: {message}; columns are {', '.join(columns.column_names)}"
-        ) from error
+        known = ", ".join(f"{name} ({_kind(type)})" for name, type in zip(columns.column_names, columns.schema.types))
+        raise UsageError(f"the filter {str(condition)!r} can't be used: {message}; columns are {known}") from error
     assert len(kept) == rows.num_rows
     return kept
+
+
+def _kind(type: pa.DataType) -> str:
+    return "struct" if pa.types.is_struct(type) else str(type)
 
 
 def _by_arrow(condition: pc.Expression, columns: pa.Table) -> NDArray[np.bool_]:
@@ -130,6 +133,8 @@ def _nodes_of(condition: str, connection: Any) -> list[dict[str, Any]]:
     [(text,)] = connection.execute("SELECT json_serialize_sql($1::VARCHAR)", [f"SELECT {condition}"]).fetchall()
     tree = json.loads(text)
     if tree["error"]:
+        if tree["error_type"] == "not implemented":  # a statement of another kind, behind a semicolon
+            raise _refused(condition, "more than one condition")
         raise ValueError(tree["error_message"])
     statement = tree["statements"][0]["node"]
     selected = statement.get("select_list") or []

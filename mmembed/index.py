@@ -12,10 +12,11 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -38,9 +39,6 @@ VERSION = "4"
 
 ANY_QUERY = "any"
 """Stands for all modalities of queries."""
-
-BATCH_ROWS = 1 << 16
-"""Rows of a record batch of index/<modality>.arrow: row n is row n % BATCH_ROWS of batch n // BATCH_ROWS."""
 
 Array = NDArray[np.float32]
 Banks = Mapping[str, Array]
@@ -124,13 +122,13 @@ class Index:
         """Numbers of the rows of a record, ascending."""
         # As bytes: what is no UTF-8 on the command line arrives with halves of surrogate pairs, and equals no id.
         wanted = pa.scalar(id.encode("utf-8", "surrogatepass"))
-        same = [np.flatnonzero(pc.equal(chunk.cast(pa.binary()), wanted)) for chunk in self.rows["id"].chunks]
-        return np.concatenate([np.empty(0, np.int64), *(n * BATCH_ROWS + found for n, found in enumerate(same))])
+        same = [np.flatnonzero(pc.equal(chunk.cast(pa.binary()), wanted)) for chunk in self._ids]
+        return np.concatenate([np.empty(0, np.int64), *(start + found for start, found in zip(self._starts, same))])
 
     @cached_property
     def has_several_a_record(self) -> bool:
         """Whether any record has several rows; they lie one after the other."""
-        ids = [chunk.cast(pa.binary()) for chunk in self.rows["id"].chunks]
+        ids = [chunk.cast(pa.binary()) for chunk in self._ids]
         within = any(pc.any(pc.equal(chunk[1:], chunk[:-1])).as_py() for chunk in ids)
         return within or any(left[-1] == right[0] for left, right in pairwise(ids))
 
@@ -138,17 +136,22 @@ class Index:
         """What an answer says of rows: id, segment, span, media, metadata."""
         texts = []
         for row in rows:
-            starts, content = self._answers[row // BATCH_ROWS]
-            place = row % BATCH_ROWS
+            batch = bisect_right(self._starts, row) - 1
+            (starts, content), place = self._answers[batch], row - self._starts[batch]
             texts.append(content[starts[place] : starts[place + 1]])
-        found: list[list[Any]] = json.loads(
-            (b"[" + b",".join(texts) + b"]").decode()
-        )  # once: each call costs more than a row
+        together = b"[" + b",".join(texts) + b"]"  # for a call of the parser costs more than a row
+        found: list[list[Any]] = json.loads(together.decode())
         return found
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Ids of the records that rows are of."""
-        return [self._ids[row // BATCH_ROWS][row % BATCH_ROWS].as_py() for row in rows]
+        batches = [bisect_right(self._starts, row) - 1 for row in rows]
+        return [self._ids[batch][row - self._starts[batch]].as_py() for row, batch in zip(rows, batches)]
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first row of each record batch."""
+        return [0, *accumulate(map(len, self._ids[:-1]))]
 
     @cached_property
     def _ids(self) -> list[pa.Array]:

@@ -24,7 +24,6 @@ from mmembed import kinds, tune
 from mmembed.config import IndexConfig
 from mmembed.dataset import Dataset
 from mmembed.index import (
-    BATCH_ROWS,
     VERSION,
     blocks,
     index_path,
@@ -52,6 +51,9 @@ PROBES = 1000
 
 DRIFT = 0.01
 """A fall of recall, against what was measured when an index was trained, that is an alarm."""
+
+BATCH_ROWS = 1 << 16
+"""Rows of a record batch of index/<modality>.arrow, at least, but for the last."""
 
 _METADATA_KEY = "mmembed"
 _GROWTH = 2  # an index that was trained on half as many rows is trained again
@@ -328,9 +330,9 @@ class Indexing:
             "embeddings": made["embeddings"],
             "pilot": [],
         }
-        budget, flat = self.budgets[modality], Kind("Flat")
-        if not len(vectors) or tune.suits(flat, len(vectors), _width(made), budget):
-            return Tuned(flat, 0.0, {}, _no_probes(_dim(made)), about)
+        budget = self.budgets[modality]
+        if not len(vectors) or tune.is_exact_enough(len(vectors), _width(made), budget):
+            return Tuned(tune.FLAT, 0.0, {}, _no_probes(_dim(made)), about)
         queries, modalities, split = self._queries(modality, made)
         sample = np.array(vectors[kinds.sample_of(len(vectors), tune.PILOT_ROWS, seed=1)])
         probes = tune.with_truth(queries, modalities, split, sample)
@@ -416,14 +418,14 @@ def _operating(point: Measured) -> dict[str, Any]:
 
 
 def _in_batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The rows of tables in batches of BATCH_ROWS, the last of what is left."""
+    """The rows of tables in batches of BATCH_ROWS or more: a filter takes a batch at a time. Texts of more than 2 GB,
+    which no array holds, make batches of their own."""
     waiting: list[pa.Table] = []
     for table in tables:
         waiting.append(table)
-        while sum(map(len, waiting)) >= BATCH_ROWS:
-            joined = pa.concat_tables(waiting)
-            yield joined.slice(0, BATCH_ROWS).combine_chunks()
-            waiting = [joined.slice(BATCH_ROWS)]
+        if sum(map(len, waiting)) >= BATCH_ROWS:
+            yield pa.concat_tables(waiting).combine_chunks()
+            waiting = []
     if any(map(len, waiting)):
         yield pa.concat_tables(waiting).combine_chunks()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -323,16 +323,17 @@ class Searcher:
         embedded = [self._embed(clause) for clause in query.clauses]
         if len(embedded) == 1 and query.clauses[0].weight == 1:
             return embedded[0]
-        weights = np.array([clause.weight for clause in query.clauses], np.float32)
-        total = np.abs(weights).sum()
-        vector = weights @ np.stack([one.vector for one in embedded]) / max(float(total), 1e-12)
+        weights = np.array([clause.weight for clause in query.clauses])
+        weights /= np.abs(weights).max() or 1.0  # first, for the sum of large ones would overflow
+        weights /= np.abs(weights).sum() or 1.0
+        vector = weights.astype(np.float32) @ np.stack([one.vector for one in embedded])
         if not np.isfinite(vector).all() or np.linalg.norm(vector) < 1e-6:
             raise UsageError("the parts of the query cancel each other out: change their weights")
         shares: dict[str, float] = {}
-        for one, weight in zip(embedded, np.abs(weights) / total):
+        for one, weight in zip(embedded, np.abs(weights)):
             for name, share in one.shares.items():
                 shares[name] = shares.get(name, 0.0) + float(weight) * share
-        return Embedded(self._scoring.embeddings(vector[np.newaxis].astype(np.float32))[0], shares)
+        return Embedded(self._scoring.embeddings(vector[np.newaxis])[0], shares)
 
     def _embed(self, clause: Clause) -> Embedded:
         if isinstance(clause.value, Media):
@@ -418,16 +419,12 @@ class Searcher:
             return kept_by(condition, self.index(modality).rows)
         if not condition.strip():
             return None
-        key = ("filter", modality, condition)
-        kept: NDArray[np.bool_] | None = self._kept.get(key)
-        if kept is None:
-            kept = kept_by(condition, self.index(modality).rows)  # which takes its time: others go on meanwhile
-            with self._lock:
-                known = [old for old in self._kept if old[0] == "filter"]
-                for old in known[: len(known) - _FILTERS_KEPT + 1]:
-                    del self._kept[old]
-                self._kept[key] = kept
-        return kept
+        return self._kept_by(modality, condition)
+
+    @cached_property
+    def _kept_by(self) -> Callable[[str, str], NDArray[np.bool_]]:
+        """What conditions keep of a modality's rows; computing it takes its time, and others go on meanwhile."""
+        return lru_cache(_FILTERS_KEPT)(lambda modality, condition: kept_by(condition, self.index(modality).rows))
 
     def record(self, id: str, *, anywhere: bool = True) -> Record:
         """A record as the input holds it; the unit that held it at the build is looked into first.
@@ -442,26 +439,18 @@ class Searcher:
         modality, rows = next(iter(self._rows_of(id).items()))
         ends = np.cumsum([file.rows or 0 for file in self.dataset.below(f"embeddings/{modality}").values()])
         known = int(np.searchsorted(ends, rows[0], side="right"))
-        if known < len(units) and (found := self._records(source, units[known]).get(id)):
+        if known < len(units) and (found := self._records(known).get(id)):
             return found
         for unit in units if anywhere else ():
             if unit.number != known and (found := _by_id(source.read(unit)[0]).get(id)):
                 return found
         raise UsageError(f"the record {id!r} is no longer in {self.dataset.input}: its media are needed")
 
-    def _records(self, source: Source, unit: Unit) -> Mapping[str, Record]:
-        """Of a unit, by id; those of the last units are remembered, for a page asks for many of the same."""
-        key = ("unit", unit.number)
-        with self._lock:
-            found: Mapping[str, Record] | None = self._kept.pop(key, None)
-        if found is None:
-            found = _by_id(source.read(unit)[0])
-        with self._lock:
-            known = [old for old in self._kept if old[0] == "unit" and old != key]
-            for old in known[: max(0, len(known) - _UNITS_KEPT + 1)]:
-                del self._kept[old]
-            self._kept[key] = found
-        return found
+    @cached_property
+    def _records(self) -> Callable[[int], Mapping[str, Record]]:
+        """Records of a unit, by id; those of the last units are remembered, for a page asks for many of the same."""
+        source, units = self._input
+        return lru_cache(_UNITS_KEPT)(lambda number: _by_id(source.read(units[number])[0]))
 
     @cached_property
     def _input(self) -> tuple[Source, list[Unit]]:

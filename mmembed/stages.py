@@ -302,20 +302,20 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         return dataset
     work = Indexing(dataset, config.index)
     _ = work.budgets  # which refuses what can't be met, before anything is done
-    before, dataset = dataset, dataset.begin("index")
     try:
         _build_index(work, names, engine)
-    except UsageError:  # a budget that trials showed to be out of reach: what was there is as good as before
+    except UsageError:  # a budget that trials showed to be out of reach: what was there stays
         shutil.rmtree(dataset.root / PARTS, ignore_errors=True)
-        before.save()
         raise
     entries = {name: work.entry(name) for name in names}
-    if drifts := {name: entry["drift"] for name, entry in entries.items() if entry["drift"]}:
-        for name in drifts:
-            say(f"index: {drift_line(name, entries[name])}")
-        again = replace(work, retrain=tuple(drifts))
-        _build_index(again, list(drifts), engine)
-        entries |= {name: again.entry(name) | {"drift": drift} for name, drift in drifts.items()}
+    for name in [name for name, entry in entries.items() if entry["drift"]]:
+        say(f"index: {drift_line(name, entries[name])}")
+        try:
+            _build_index(replace(work, retrain=(name,)), [name], engine)
+            entries[name] = work.entry(name) | {"drift": entries[name]["drift"]}
+        except UsageError as error:  # what it had learned finds less than it did, but more than nothing
+            say(f"index: {name} was not trained again: {error}")
+    dataset = dataset.begin("index")
     for name in names:
         work.publish(name)
     write_json(dataset.root / ENTRIES, entries)
@@ -337,8 +337,8 @@ def _build_index(work: Indexing, names: Sequence[str], engine: Engine) -> None:
     from mmembed.transforms import BuildIndex
 
     values = sum(work.made[name]["rows"] * work.made[name]["space"]["dim"] for name in names)
-    few = values < _INDEX_VALUES_A_PROCESS
-    _run("BuildIndex", names, BuildIndex(work), replace(engine, workers=1) if few else engine)
+    blocks = sum(-(-work.made[name]["rows"] // work.block_rows) for name in names)
+    _run("BuildIndex", names, BuildIndex(work), engine, 1 if values < _INDEX_VALUES_A_PROCESS else blocks)
 
 
 def evaluate(dataset: Dataset, config: Config) -> Dataset:
@@ -363,10 +363,12 @@ def evaluate(dataset: Dataset, config: Config) -> Dataset:
     return _commit(dataset, config, "evaluate", mark, dict.fromkeys(EVALUATED), {}, EVALUATED, did)
 
 
-def _run(stage: str, elements: Sequence[Any], transform: beam.PTransform, engine: Engine) -> None:
+def _run(
+    stage: str, elements: Sequence[Any], transform: beam.PTransform, engine: Engine, pieces: int | None = None
+) -> None:
     from mmembed.transforms import run
 
-    run(stage, list(elements), transform, engine)
+    run(stage, list(elements), transform, engine, pieces)
 
 
 def _commit(

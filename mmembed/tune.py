@@ -29,6 +29,8 @@ PILOT_ROWS = 20_000
 COMFORT_MS = 2.0
 """What a query may take where nobody says."""
 
+FLAT = Kind("Flat")
+
 TIMED = 50
 """Queries that a point is timed with, one at a time."""
 
@@ -247,13 +249,18 @@ def shared_out(budget: Budget, sizes: Mapping[str, tuple[int, int]]) -> dict[str
         sizes: by modality, rows and their width.
 
     Raises:
-        UsageError: not even the smallest kinds fit together, or no kind is as fast.
+        UsageError: not even the smallest kinds fit together, or none is as fast.
     """
-    if budget.milliseconds and budget.milliseconds < kinds.LEAST_MS:
-        raise UsageError(
-            f"--latency {budget.milliseconds:g}ms: no query takes less than {kinds.LEAST_MS:g}ms, whatever the index"
-        )
-    flat = {name: Kind("Flat").bytes(*size) for name, size in sizes.items()}
+    flat = {name: FLAT.bytes(*size) for name, size in sizes.items()}
+    if budget.milliseconds:
+        most = max((FLAT.milliseconds(*size, {}) for size in sizes.values()), default=0.0)
+        least_ms = kinds.LEAST_MS if budget.recall < 1 else most
+        if budget.milliseconds < least_ms:
+            what = "any query" if budget.recall < 1 else "a query of these exact indexes (--recall 1)"
+            raise UsageError(
+                f"--latency {budget.milliseconds:g}ms: {what} is expected to take {_rounded_up(least_ms)}ms: "
+                "allow that much" + (", or a lower --recall" if budget.recall >= 1 else "")
+            )
     least = {
         name: min(
             kind.bytes(*size) for tier in kinds.tiers(*size) for kind in tier if kind.is_exact or budget.recall < 1
@@ -275,15 +282,25 @@ def shared_out(budget: Budget, sizes: Mapping[str, tuple[int, int]]) -> dict[str
 
 def megabytes(count: float) -> str:
     """Bytes for a person, rounded up: "0.031MB", "1.3MB", "120MB"."""
-    digits = 3 if count < 1e5 else 1 if count < 1e7 else 0
+    digits = 3 if count < 1e6 else 1 if count < 1e7 else 0
     return f"{np.ceil(count / 1e6 * 10**digits) / 10**digits:,.{digits}f}MB"
 
 
-def suits(flat: Kind, rows: int, dim: int, budget: Budget) -> bool:
+def _rounded_up(milliseconds: float) -> str:
+    """To two digits, so that what is allowed suffices: "0.073", "12"."""
+    digits = max(0, 1 - int(np.floor(np.log10(milliseconds))))
+    return f"{np.ceil(milliseconds * 10**digits) / 10**digits:g}"
+
+
+def is_exact_enough(rows: int, dim: int, budget: Budget) -> bool:
     """Whether an exact index is small and fast enough, or nothing else will do."""
-    if budget.memory and flat.bytes(rows, dim) > budget.memory:
+    if not _fits(FLAT, rows, dim, budget):
         return False
-    return budget.recall >= 1 or flat.milliseconds(rows, dim, {}) <= (budget.milliseconds or COMFORT_MS)
+    return budget.recall >= 1 or FLAT.milliseconds(rows, dim, {}) <= (budget.milliseconds or COMFORT_MS)
+
+
+def _fits(kind: Kind, rows: int, dim: int, budget: Budget) -> bool:
+    return not budget.memory or kind.bytes(rows, dim) <= budget.memory
 
 
 def choose(rows: int, sample: Array, probes: Probes, budget: Budget, radius: float) -> tuple[Kind, list[Measured]]:
@@ -298,38 +315,43 @@ def choose(rows: int, sample: Array, probes: Probes, budget: Budget, radius: flo
     Raises:
         UsageError: nothing within the budget finds enough, or fast enough; the message has what comes nearest.
     """
-    dim, tried = sample.shape[1], []
-    allowed = budget.milliseconds or COMFORT_MS
-    for tier in kinds.tiers(rows, dim + bool(radius)):
+    width, tried = sample.shape[1] + bool(radius), []
+    for tier in kinds.tiers(rows, width):
         good = []
         for kind in tier:
-            if kind.is_exact or (budget.memory and kind.bytes(rows, dim + bool(radius)) > budget.memory):
+            if kind.is_exact or not _fits(kind, rows, width, budget):
                 continue
             small = kinds.for_rows(kind, len(sample))
             points = measure(kinds.build(small, sample, radius), small, sample, probes, radius, rows)
             tried += points
             good += [best] if (best := cheapest(points, budget.recall)) else []
         best = min(good, key=lambda point: point.expected, default=None)
-        if best and best.expected <= allowed:
+        if best and best.expected <= (budget.milliseconds or COMFORT_MS):
             return kinds.for_rows(best.kind, rows), tried
     enough = [point for point in tried if point.sure >= budget.recall]
+    if _fits(FLAT, rows, width, budget):
+        expected = FLAT.milliseconds(rows, width, {})
+        enough.append(Measured(FLAT, {}, rows, FLAT.bytes(rows, width), {}, 1.0, expected))
     nearest = min(enough, key=lambda point: point.expected, default=None)
     if nearest and not budget.milliseconds:
         return kinds.for_rows(nearest.kind, rows), tried
-    raise UsageError(_out_of_reach(budget, nearest, tried, rows))
+    raise UsageError(_out_of_reach(budget, nearest, tried, rows, FLAT.bytes(rows, width)))
 
 
-def _out_of_reach(budget: Budget, nearest: Measured | None, tried: Sequence[Measured], rows: int) -> str:
+def _out_of_reach(
+    budget: Budget, nearest: Measured | None, tried: Sequence[Measured], rows: int, exact_bytes: int
+) -> str:
     asked = f"--recall {budget.recall:g}" + (f" within {megabytes(budget.memory)}" if budget.memory else "")
     if nearest:
         return (
-            f"no index of these {rows:,} rows has {asked} in --latency {budget.milliseconds:g}ms; the nearest is "
-            f"{nearest.kind.name} with {nearest.expected:.2g}ms: allow that much, or a lower recall"
+            f"no index of these {rows:,} rows is expected to have {asked} in --latency {budget.milliseconds:g}ms; the "
+            f"nearest is {nearest.kind.name} with {_rounded_up(nearest.expected)}ms: allow that much, or a lower recall"
         )
+    exact = f"an exact one takes {megabytes(exact_bytes)}"
     if not tried:
-        return f"no index of these {rows:,} rows that can be trained has {asked}: allow more --memory"
+        return f"no index of these {rows:,} rows that can be trained has {asked}; {exact}"
     best = max(tried, key=lambda point: point.sure)
     return (
         f"no index of these {rows:,} rows has {asked}; the nearest is {best.kind.name} with a recall of "
-        f"{best.sure:.3f}, {megabytes(best.bytes)}: allow that, or more --memory"
+        f"{best.sure:.3f}, {megabytes(best.bytes)}; {exact}: allow the one or the other"
     )

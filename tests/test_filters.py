@@ -135,7 +135,7 @@ def test_a_key_of_the_user_hides_a_column_of_ours() -> None:
 @pytest.mark.parametrize(
     ("condition", "message"),
     [
-        ("nope = 3", "nope.*columns are license, year, id, segment, media, split"),
+        ("nope = 3", r"nope.*columns are license \(string\), year \(int64\), id \(string\)"),
         ("year", "true or false for each row, but this one is a int64"),
         ("year >", "can't be used"),
         ("count(*) > 3", "count_star is not allowed; a condition holds columns"),
@@ -145,7 +145,7 @@ def test_a_key_of_the_user_hides_a_column_of_ours() -> None:
         ("lower(" * 60 + "media" + ")" * 60 + " = 'a'", "60 functions"),
         (" or ".join(["regexp_matches(media, 'a')"] * 5), "5 regexp_matches"),
         (" - ".join(["year"] * 1100) + " = 1", "can't be used"),
-        ("true; drop table x", "can't be used"),
+        ("true; drop table x", "more than one condition is not allowed"),
         ("1=1) from x --", "can't be used"),
         (pc.field("nope") == 3, "columns are license"),
         (pc.field("year"), "true or false"),

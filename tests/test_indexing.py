@@ -204,8 +204,8 @@ def test_what_was_learned_is_checked_before_it_is_used(small: Dataset, tmp_path:
             IndexConfig(memory="1KB"),
             r"--memory 0.001MB: indexes with --recall 0.95 take \S+MB at least \(.* for 1,200 of image",
         ),
-        (IndexConfig(memory="90KB", recall=1.0), "indexes with --recall 1 take 0.2MB at least"),
-        (IndexConfig(latency="1us"), "no query takes less than 0.06ms"),
+        (IndexConfig(memory="90KB", recall=1.0), "indexes with --recall 1 take 0.\\d+MB at least"),
+        (IndexConfig(latency="1us"), "any query is expected to take 0.06ms: allow that much"),
     ],
 )
 def test_a_budget_that_can_not_be_met_is_refused_before_anything_is_done(

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.compute as pc
@@ -457,6 +458,22 @@ def test_two_conditions_that_read_alike_are_two(dataset: Dataset) -> None:
     assert {answer.id for answer in found[0]} == {"r000"} and {answer.id for answer in found[1]} == {"r001"}
 
 
+def test_the_last_conditions_are_remembered(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    shared = searcher(dataset)
+    counted = Mock(wraps=filters.kept_by)
+    monkeypatch.setattr(mmembed.search, "kept_by", counted)
+    for _ in range(2):
+        for year in range(32):
+            shared.search(vector=np.ones(6, np.float32), to="image", filter=f"year > {1880 + year}")
+    assert counted.call_count == 32
+
+
+def test_weights_are_of_any_size(dataset: Dataset) -> None:
+    query = Query.of(text="1 0 0 0 0 0") + 0.5 * Query.of(text="0 1 0 0 0 0")
+    for weight in (1e-300, 1e300):
+        assert searcher(dataset).search(weight * query, k=20) == searcher(dataset).search(query, k=20)
+
+
 def test_a_slow_filter_holds_nobody_else_up(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     shared, begun, go_on = searcher(dataset), threading.Event(), threading.Event()
     real = filters.kept_by
@@ -567,7 +584,7 @@ def test_a_unit_is_read_once_and_others_only_to_explain(tmp_path: Path, monkeypa
     assert set(read) == {1} and len(read) <= 4
     for place in range(20):
         assert asked.media(f"r{place}", "text").content == f"{place} 1"
-    assert sum(key[0] == "unit" for key in asked._kept) == 4
+    assert cast(Any, asked._records).cache_info().currsize == 4
     manifest.write_text("\n".join(json.dumps({"id": f"r{(place + 2) % 20}", "text": "moved"}) for place in range(20)))
     moved = replace(asked)
     read.clear()

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -148,7 +150,7 @@ def test_the_cheapest_point_that_finds_enough_is_taken() -> None:
 )
 def test_a_kind_is_chosen_within_the_budget(budget: Budget, kind: str, data: tuple[np.ndarray, Probes]) -> None:
     rows, probes = data
-    assert not tune.suits(Kind("Flat"), ROWS, DIM, budget)
+    assert not tune.is_exact_enough(ROWS, DIM, budget)
     chosen, tried = tune.choose(ROWS, rows, probes, budget, 0)
     assert any(part in chosen.name for part in kind.split("|"))
     assert not budget.memory or chosen.bytes(ROWS, DIM) <= budget.memory
@@ -159,26 +161,41 @@ def test_a_kind_is_chosen_within_the_budget(budget: Budget, kind: str, data: tup
 
 
 def test_an_exact_index_suits_where_it_is_small_and_fast_or_asked_for() -> None:
-    flat = Kind("Flat")
-    assert tune.suits(flat, 10_000, 128, Budget(0.95))
-    assert not tune.suits(flat, 1_000_000, 256, Budget(0.95))
-    assert tune.suits(flat, 1_000_000, 256, Budget(1.0))
-    assert not tune.suits(flat, 1_000_000, 256, Budget(1.0, 10_000_000))
-    assert not tune.suits(flat, 10_000, 128, Budget(0.95, 1_000_000))
+    assert tune.is_exact_enough(10_000, 128, Budget(0.95))
+    assert not tune.is_exact_enough(1_000_000, 256, Budget(0.95))
+    assert tune.is_exact_enough(1_000_000, 256, Budget(1.0))
+    assert not tune.is_exact_enough(1_000_000, 256, Budget(1.0, 10_000_000))
+    assert not tune.is_exact_enough(10_000, 128, Budget(0.95, 1_000_000))
 
 
 def test_what_can_not_be_had_is_refused_with_the_nearest(data: tuple[np.ndarray, Probes]) -> None:
     rows, probes = data
     with pytest.raises(UsageError, match=r"--memory 0.010MB: indexes with --recall 0.95 take \S+MB at least"):
         tune.shared_out(Budget(0.95, 10_000), {"image": (ROWS, DIM)})
-    with pytest.raises(UsageError, match=r"indexes with --recall 1 take 0.6MB at least"):
+    with pytest.raises(UsageError, match=r"indexes with --recall 1 take 0.517MB at least"):
         tune.shared_out(Budget(1.0, 100_000), {"image": (ROWS, DIM)})
     with pytest.raises(UsageError, match=r"--recall 0.95 in --latency 0.001ms; the nearest is \S+ with 0.\d+ms"):
         tune.choose(ROWS, rows, probes, Budget(0.95, 0, 0.001), 0)
     with pytest.raises(
-        UsageError, match=r"--recall 0.9999 within 0.1\d*MB; the nearest is \S+ with a recall of 0.\d+, 0.\d+MB"
+        UsageError,
+        match=r"0.9999 within 0.1\d*MB; the nearest is \S+ with a recall of 0.\d+, 0.\d+MB; an exact",
     ):
         tune.choose(ROWS, rows, probes, Budget(0.9999, 100_000), 0)
+    with pytest.raises(UsageError, match=r"0.08ms: a query of these exact indexes \(--recall 1\) is .* 0.12ms"):
+        tune.shared_out(Budget(1.0, 0, 0.08), {"image": (ROWS, DIM)})
+
+
+def test_the_nearest_may_be_an_exact_index_and_it_is_taken_where_no_other_finds_enough(
+    data: tuple[np.ndarray, Probes],
+) -> None:
+    rows, probes = data
+    few = replace(probes, truth=tune.exact_search(probes.queries, rows[:400]))
+    with pytest.raises(UsageError, match=r"the nearest is Flat with (0.\d+)ms") as refused:
+        tune.choose(400, rows[:400], few, Budget(0.95, 0, 0.061), 0)
+    nearest = float(str(refused.value).split("with ")[1].split("ms")[0])
+    assert tune.is_exact_enough(400, DIM, Budget(0.95, 0, nearest))
+    chosen, _ = tune.choose(ROWS, rows, replace(probes, truth=probes.truth + 1), Budget(0.95), 0)
+    assert chosen.name == "Flat"
 
 
 def test_a_graphics_card_is_used_where_faiss_has_one(

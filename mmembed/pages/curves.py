@@ -13,6 +13,7 @@ from mmembed.index import ENTRIES
 from mmembed.pages import parts
 from mmembed.pages.charts import SHAPES, Axis, Guide, Series, chart
 from mmembed.report import decisions
+from mmembed.tune import megabytes
 
 
 def fit_section(dataset: Dataset) -> str:
@@ -59,13 +60,13 @@ def index_section(dataset: Dataset) -> str:
     rows = [
         [
             parts.escape(name),
-            parts.escape(entry.get("kind", "")),
-            f"{entry.get('rows', 0):,}",
-            f"{entry['bytes'] / 1e6:,.1f} MB" if "bytes" in entry else "-",
-            f"{entry['milliseconds']:.3g} ms" if entry.get("milliseconds") is not None else "-",
-            ", ".join(f"{parts.escape(query)} {share:.1%}" for query, share in entry.get("recall", {}).items())
-            or ("exact" if entry.get("kind") == "Flat" else "-"),
-            parts.label(", ".join(f"{key} {value}" for key, value in entry.get("search", {}).items()) or "-"),
+            parts.escape(entry["kind"]),
+            f"{entry['rows']:,}",
+            megabytes(entry["bytes"]),
+            f"{entry['milliseconds']:.3g} ms",
+            ", ".join(f"{parts.escape(query)} {share:.1%}" for query, share in entry["recall"].items())
+            or ("exact" if entry["kind"] == "Flat" else "-"),
+            parts.label(", ".join(f"{key} {value}" for key, value in entry["search"].items()) or "-"),
         ]
         for name, entry in entries.items()
     ]
@@ -78,11 +79,9 @@ def index_section(dataset: Dataset) -> str:
         "recall@10 against exact search, by queries",
         "searched with",
     ]
-    figures = "".join(
-        f"<h3>{parts.escape(name)}</h3>{_operating(name, entry)}"
-        for name, entry in entries.items()
-        if entry.get("curve")
-    )
+    # An exact index that nothing was tried beside has no curve.
+    curves = {name: curve for name, entry in entries.items() if (curve := _operating(name, entry))}
+    figures = "".join(f"<h3>{parts.escape(name)}</h3>{curve}" for name, curve in curves.items())
     note = (
         '<p class="small soft">A point is a kind of index with its parameters; the ring is around what was chosen. '
         "Recall@10 is against exact search, of the modality of queries for which it is lowest.</p>"
@@ -92,24 +91,23 @@ def index_section(dataset: Dataset) -> str:
 
 def _operating(name: str, entry: Mapping[str, Any]) -> str:
     """Recall against milliseconds, and against bytes."""
-    asked = entry.get("asked", {})
-    points = [point for point in entry["curve"] if point["recall"]]
+    asked, points = entry["asked"], [point for point in entry["curve"] if point["recall"]]
     lowest = [min(point["recall"].values()) for point in points]
-    level = [Guide(asked["recall"], f"asked: {asked['recall']:.1%}")] if asked.get("recall") else []
-    y = Axis.over("recall@10, lowest", [*lowest, *(guide.value for guide in level)], percent=True)
+    level = [Guide(asked["recall"], f"asked: {asked['recall']:.1%}")]
+    y = Axis.over("recall@10, lowest", [*lowest, asked["recall"]], percent=True)
     figures = []
     for values, unit, limit, axis, title in (
         (
             [_time(point) for point in points],
             "ms",
-            asked.get("milliseconds"),
+            asked["milliseconds"],
             "ms a query, one thread",
             "the time of a query",
         ),
         (
             [point["bytes"] / 1e6 for point in points],
             "MB",
-            (asked.get("memory") or 0) / 1e6,
+            asked["memory"] / 1e6,
             "MB",
             "the size of the index",
         ),
@@ -123,7 +121,7 @@ def _operating(name: str, entry: Mapping[str, Any]) -> str:
 
 def _time(point: Mapping[str, Any]) -> float:
     """Milliseconds of a query: measured, or else what the model of the tuning expects."""
-    return float(point["milliseconds"] or point.get("expected_milliseconds", 0))
+    return float(point["milliseconds"] or point["expected_milliseconds"])
 
 
 def _by_kind(

@@ -110,10 +110,8 @@ def _share(row: Mapping[str, Any], key: str) -> str:
 
 
 def _bounded(row: Mapping[str, Any], key: str) -> str:
-    """A figure with its interval below; a dash where an earlier version did not measure it."""
-    if key not in row:
-        return "-"
-    bounds = f"{row[key + '_low']:.3f} to {row[key + '_high']:.3f}" if key + "_low" in row else ""
+    """A figure with its interval below."""
+    bounds = f"{row[key + '_low']:.3f} to {row[key + '_high']:.3f}"
     return f'{row[key]:.3f}<br><span class="small soft">{bounds}</span>'
 
 
@@ -136,10 +134,9 @@ def _hubness(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['modality_gap']:.3f}",
             *(f"{row['hubness'][way]['skewness']:.2f}" for way in ("none", "csls")),
             *(f"{row['hubness'][way]['mrr']:.3f}" for way in ("none", "csls")),
-            f"{row['index_recall@10']:.1%}" if "index_recall@10" in row else "-",
+            f"{row['index_recall@10']:.1%}",
         ]
         for row in rows
-        if {"modality_gap", "hubness"} <= row.keys()
     ]
     if not cells:
         return ""

@@ -97,12 +97,11 @@ class Backend:
         Raises:
             UsageError: as of `explain`.
         """
-        return Matches(
-            matches=[
-                Match.of(name, weight, explain(self.searcher, self._medium(asked, name, query, to), record, to))
-                for name, weight, query in asked.queries
-            ]
-        )
+        found = [
+            (name, weight, explain(self.searcher, self._medium(asked, name, query, to), record, to, anywhere=False))
+            for name, weight, query in asked.queries
+        ]
+        return Matches(matches=[Match.of(*match) for match in found])
 
     def _medium(self, asked: Asked, name: str, query: Query, to: str) -> Query:
         """A query that is a medium: of a record, its medium of the modality that is looked at, or else its first."""

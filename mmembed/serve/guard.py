@@ -88,7 +88,7 @@ class Guard:
         if self.settings.hosts and _name(host) not in self.settings.hosts:
             return 403, f"this server is not called {host!r}: open it by {' or '.join(self.settings.hosts[:2])}"
         origin = headers.get("origin")
-        if scope["method"] not in _SAFE and origin is not None and urlsplit(origin).netloc != host:
+        if scope["method"] not in _SAFE and origin is not None and _place(origin) != host:
             return 403, f"a page of {origin} may not ask here"
         if self.settings.token and scope["path"] not in OPEN and not self._is_known(scope, headers):
             return 401, (
@@ -167,6 +167,14 @@ def _name(host: str) -> str:
     """A host without its port."""
     name, _, port = host.rpartition(":")
     return (name if name and port.isdigit() else host).lower()
+
+
+def _place(origin: str) -> str:
+    """The host and port of an origin, "" where there is none."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _cookies(headers: Headers) -> list[str]:

@@ -30,15 +30,15 @@ WORKER_ENVIRONMENT = ONE_THREAD | {
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", re.MULTILINE)
 
 
-def pipeline(engine: Engine, elements: int) -> beam.Pipeline:
-    """An empty pipeline for so many elements. On this machine, one worker needs no process of its own, unless what it
-    does may crash."""
+def pipeline(engine: Engine, pieces: int) -> beam.Pipeline:
+    """An empty pipeline for so many pieces of work. On this machine, one worker needs no process of its own, unless
+    what it does may crash."""
     if engine.beam_flags:
         check_beam_flags(engine.beam_flags)
         options = PipelineOptions(list(engine.beam_flags))
         named = options.view_as(StandardOptions).runner
         return beam.Pipeline(None if named else FnApiRunner(), options)
-    workers = min(engine.workers, elements)
+    workers = min(engine.workers, pieces)
     # The class, not the name: Beam's default, DirectRunner, first tries to download another runner.
     if workers == 1 and not engine.isolated:
         return beam.Pipeline(FnApiRunner(), PipelineOptions([]))
@@ -58,10 +58,13 @@ def check_beam_flags(flags: tuple[str, ...]) -> None:
         raise UsageError(f"Beam knows no flag {unknown[0]!r}; flags of mmembed stand before `--`")
 
 
-def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Engine) -> None:
+def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Engine, pieces: int | None = None) -> None:
     """Run `Create(elements) | transform` to its end.
 
-    `Create` spreads the elements over the workers; nothing else is shuffled.
+    `Create` spreads the elements over the workers.
+
+    Args:
+        pieces: how many pieces of work the transform makes of the elements, where it spreads those.
 
     Raises:
         CrashError: a worker process of this machine died.
@@ -72,7 +75,7 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     threading.excepthook = hide_lost_connections
     deaths.clear()
     try:
-        job = pipeline(engine, len(elements))
+        job = pipeline(engine, len(elements) if pieces is None else pieces)
     except (ValueError, ImportError) as error:  # an unknown runner, a flag that it lacks, a package that it needs
         raise UsageError(f"Beam can't run with the flags after `--`: {' '.join(str(error).split())}") from error
     _ = job | "Units" >> beam.Create(elements) | stage >> transform

@@ -83,6 +83,14 @@ def test_a_second_build_loads_no_beam(small: Path) -> None:
     assert "apache_beam" not in modules
 
 
+def test_the_budget_of_the_indexes_holds_until_another_is_given(copy: Path) -> None:
+    mmembed("index", copy, "--memory", "1GB", *IN_PROCESS)
+    build_small(Path(source_of(copy)), copy)
+    assert Dataset.open(copy).config["index"]["memory"] == "1GB"
+    build_small(Path(source_of(copy)), copy, "--memory", "")
+    assert Dataset.open(copy).config["index"]["memory"] == ""
+
+
 def test_another_dimension_refits_without_touching_the_features(copy: Path) -> None:
     before, embeddings = times(copy, "features", "records"), content(copy, ("embeddings",))
     lines = said(source_of(copy), copy, "--unit-records", UNIT, *FLAGS, "--dim", 5, *IN_PROCESS)

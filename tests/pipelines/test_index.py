@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -42,13 +43,13 @@ def by_functions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset.root
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 3])
 def test_a_pipeline_makes_what_the_functions_make_with_any_number_of_workers(
     by_functions: Path, tmp_path: Path, workers: int
 ) -> None:
     dataset = projected(tmp_path, clustered_rows(COUNT, DIM))
     work = Indexing(dataset, CONFIG, block_rows=250)
-    run("BuildIndex", ["image", "text"], BuildIndex(work), Engine(workers, isolated=True))
+    run("BuildIndex", ["image", "text"], BuildIndex(work), Engine(workers, isolated=True), pieces=10)
     assert work.entry("image")["kind"] != "Flat"
     blocks = set((tmp_path / PARTS).rglob("block-*.npy"))
     assert len(blocks) == 2 * 5
@@ -82,21 +83,29 @@ def test_the_stage_leaves_an_index_that_verifies_and_nothing_else(
     assert faiss_files(tmp_path) == before and verify(again) == []
 
 
-def test_a_refused_budget_leaves_the_index_that_was_there(tmp_path: Path) -> None:
+def test_a_refused_budget_leaves_the_index_and_the_evaluation_that_were_there(tmp_path: Path) -> None:
     dataset = stages.index(projected(tmp_path, clustered_rows(COUNT, DIM)), replace(Config(), index=CONFIG), Engine(1))
+    dataset = stages.evaluate(dataset, Config())
     for budget, message in (
         (IndexConfig(memory="1KB"), "at least"),
         (IndexConfig(recall=1.0, memory="90KB"), "at least"),
-        (IndexConfig(latency="65us"), "in --latency 0.065ms; the nearest is"),  # as trials show
-        (IndexConfig("csls", latency="65us"), "in --latency 0.065ms; the nearest is"),
+        (
+            IndexConfig(latency="65us"),
+            "0.95 in --latency 0.065ms; the nearest is",
+        ),  # as trials show
+        (IndexConfig("csls", latency="65us"), "0.95 in --latency 0.065ms; the nearest is"),
     ):
         with pytest.raises(UsageError, match=message):
             stages.index(dataset, replace(Config(), index=budget), Engine(1))
-        assert verify(Dataset.open(tmp_path)) == []
+        assert verify(Dataset.open(tmp_path)) == [] and "evaluate" in Dataset.open(tmp_path).stages
         assert len(open_modality(Dataset.open(tmp_path), "image")) == 1200
+        assert not (tmp_path / PARTS).exists()
 
 
-def test_a_drift_is_said_and_mended(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("can_be_trained", [True, False])
+def test_a_drift_is_said_and_mended(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, can_be_trained: bool
+) -> None:
     config = replace(Config(), index=CONFIG)
     dataset = projected(tmp_path, clustered_rows(COUNT, DIM))
     stages.index(dataset, config, Engine(1))
@@ -109,11 +118,21 @@ def test_a_drift_is_said_and_mended(tmp_path: Path, capfd: pytest.CaptureFixture
     }
     (tmp_path / tuned_path("image")).write_bytes(replace(tuned, state=scrambled).to_bytes())
     capfd.readouterr()
+    if not can_be_trained:
+        monkeypatch.setattr("mmembed.tune.choose", refuse)
     after = stages.index(projected(tmp_path, clustered_rows(COUNT, DIM)), config, Engine(1))
     said = capfd.readouterr().err
     assert "index: DRIFT: recall@10 of image has fallen from" in said and "training it again" in said
-    assert entry_of(after, "image")["recall"]["text"] >= 0.9
-    assert verify(after) == []
+    assert ("index: image was not trained again: out of reach" in said) == (not can_be_trained)
+    entry = entry_of(after, "image")
+    assert entry["drift"]["text"][1] < entry["drift"]["text"][0] - 0.01
+    assert entry["recall"]["text"] >= 0.9  # at another point, if not by another training
+    assert len(open_modality(after, "image")) == COUNT and verify(after) == []
+    assert not (tmp_path / PARTS).exists()
+
+
+def refuse(*arguments: object) -> NoReturn:
+    raise UsageError("out of reach")
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full, which is always full, on this system")

@@ -201,6 +201,21 @@ def test_a_record_and_a_sound_are_explained(client: TestClient, records: dict[st
     assert [match["part"] for match in response.json()["matches"]] == ["audio"]
 
 
+def test_an_explanation_reads_no_more_of_the_input_than_the_record_was_in(
+    client: TestClient, records: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    real = Searcher.record
+
+    def record(self: Searcher, id: str, *, anywhere: bool = True) -> Any:
+        asked.append(anywhere)
+        return real(self, id, anywhere=anywhere)
+
+    monkeypatch.setattr(Searcher, "record", record)
+    assert client.post("/api/explain", data={"text": "a", "record": next(iter(records))}).status_code == 200
+    assert asked and not any(asked)
+
+
 def test_what_can_not_be_explained_is_one_message(client: TestClient, records: dict[str, Any]) -> None:
     assert "record: " in detail(client.post("/api/explain", data={"text": "a"}), 422)
     assert "'nobody'" in detail(client.post("/api/explain", data={"text": "a", "record": "nobody"}), 400)

@@ -47,6 +47,7 @@ def test_what_can_not_be_served_is_one_line(small: Path, tmp_path: Path) -> None
         ((small, "--port", 70_000), "port is 70000"),
         ((small, "--host", "203.0.113.7"), "can't listen at 203.0.113.7"),
         ((small, "--max-upload-mb", 0), "max_upload is 0 bytes"),
+        ((small, "--max-upload-mb", "nan"), "--max-upload-mb nan: must be a number of megabytes"),
         ((small, "--token", "a b"), "without blanks"),
     ):
         assert said in complaint(mmembed("serve", *words, expect=2))

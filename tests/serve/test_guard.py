@@ -45,7 +45,7 @@ def test_a_name_that_leads_here_from_elsewhere_is_refused(client: TestClient, ho
         assert client.get(path, headers={"Host": host}).status_code == 403
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:9999", "null"])
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://localhost:9999", "null", "http://[foo"])
 def test_pages_of_others_may_not_post(client: TestClient, origin: str) -> None:
     for path in ("/api/search", "/api/explain"):
         assert client.post(path, data={"text": "a"}, headers={"Origin": origin}).status_code == 403

@@ -528,10 +528,12 @@ async function record() {
     recorder.stop();
     return;
   }
+  recorder = { stop: () => {}, cancel: () => {} };  // until the browser has asked: a second press opens no second microphone
   let stream;
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false } });
   } catch {
+    recorder = null;
     say("The browser gives no microphone: allow it for this page, or choose a file.", true);
     return;
   }
@@ -601,6 +603,7 @@ function pressed(event) {
   const at = target.closest?.(".card");
   if (typing) {
     if (key === "ArrowDown" && target.id === "text") focus(cards()[0], event);
+    else if (key === "/" && target.id === "text" && !target.value) event.preventDefault();  // whoever asks to type, types
   } else if (key === "/") focus($("text"), event, true);
   else if (key === "?") $("keys").showModal();
   else if (/^Arrow/.test(key) && !target.matches("input, audio, [role=dialog]")) focus(at ? move(at, key) : key === "ArrowDown" && cards()[0], event);
