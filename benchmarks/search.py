@@ -1,6 +1,6 @@
 """What a search costs beside the bare index, a first query from the shell, and how many text queries a server answers.
 
-    python benchmarks/search.py [FOLDER] [--records 100000] [--rate 200] [--seconds 30]
+    python benchmarks/search.py [FOLDER] [--records 100000] [--memory 4MB] [--rate 200] [--seconds 30]
 
 Builds a data set of short texts, of which a thousand have a picture, in FOLDER (again at the next run, if it is there).
 The load comes open-loop: at random moments, whether earlier requests are answered or not, so that a slow server can't
@@ -17,18 +17,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from threadpoolctl import threadpool_limits
 
 from mmembed import kinds
 from mmembed.evaluate import columns
-from mmembed.index import query_rows
+from mmembed.index import Index, query_rows
 from mmembed.search import Query, Searcher
 
 WORDS = """
@@ -44,8 +46,8 @@ def text(chance: random.Random) -> str:
     return " ".join(chance.choices(WORDS, k=chance.randint(3, 9)))
 
 
-def build(folder: Path, records: int) -> Path:
-    """A data set of so many records; the folder of its output."""
+def build(folder: Path, records: int, memory: str) -> Path:
+    """A data set of so many records, with indexes of a size; the folder of its output."""
     data, chance = folder / "data", random.Random(0)
     data.mkdir(parents=True, exist_ok=True)
     with (data / "manifest.jsonl").open("w") as file:
@@ -57,8 +59,26 @@ def build(folder: Path, records: int) -> Path:
                 record["image"] = f"{number}.png"
             file.write(json.dumps(record) + "\n")
     words = [sys.executable, "-m", "mmembed", "build", str(data / "manifest.jsonl"), str(folder / "out")]
-    subprocess.run([*words, "--unit-records", "1024", "--dim", "128"], check=True, stdout=subprocess.DEVNULL)
+    words += ["--unit-records", "1024", "--dim", "128", "--memory", memory]
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return folder / "out"
+
+
+def bare_search(index: Index) -> Callable[[NDArray[np.float32]], object]:
+    """What FAISS alone does for the same answers: where the index is compressed, it compares as many candidates with
+    the rows themselves."""
+    point, found, radius = index.entry["search"], index.faiss, index.entry["radius"]
+    if index.vectors is None or index.kind.gives_scores(radius):
+        return lambda query: kinds.candidates(found, index.kind, query, 10, point, radius)
+    library: Any = faiss  # its type stubs lack keyword arguments
+    rows = library.IndexFlatIP(index.vectors.shape[1])
+    rows.add(index.vectors)
+    refined = library.IndexRefine(found, rows)
+    parameters = library.SearchParametersIVF(nprobe=point["nprobe"]) if "nprobe" in point else None
+    if isinstance(found, faiss.IndexPreTransform):
+        parameters = library.SearchParametersPreTransform(index_params=parameters)
+    asked = library.IndexRefineSearchParameters(k_factor=point["refine"], base_index_params=parameters)
+    return lambda query: refined.search(query, 10, params=asked)
 
 
 def overhead(out: Path) -> list[list[str]]:
@@ -68,13 +88,13 @@ def overhead(out: Path) -> list[list[str]]:
     index = searcher.index("text")
     vectors = [searcher.embed(Query.of(text=query)) for query in queries]
     rows = [query_rows(one.vector[np.newaxis], one.shares, index.columns) for one in vectors]
-    point, count = index.entry["search"], 10 * index.entry["search"].get("refine", 1)
+    bare = bare_search(index)
     spent = np.empty((3, ASKED))
     for place, query in enumerate(queries):
         start = time.perf_counter()
         searcher.embed(Query.of(text=query))
         encoded = time.perf_counter()
-        kinds.candidates(index.faiss, index.kind, rows[place], count, point, index.entry["radius"])
+        bare(rows[place])
         found = time.perf_counter()
         searcher.search(text=query, to="text", k=10)
         spent[:, place] = encoded - start, found - encoded, time.perf_counter() - found
@@ -143,11 +163,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("folder", nargs="?", type=Path)
     parser.add_argument("--records", type=int, default=100_000)
+    parser.add_argument("--memory", default="", help="of the indexes, as of mmembed index")
     parser.add_argument("--rate", type=float, default=200, help="requests a second")
     parser.add_argument("--seconds", type=float, default=30)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        out = build(options.folder or Path(name), options.records)
+        out = build(options.folder or Path(name), options.records, options.memory)
         with threadpool_limits(1):
             faiss.omp_set_num_threads(1)
             print(columns(["index", "rows", "encode ms", "FAISS ms", "both", "Searcher", "ratio"], overhead(out)))

@@ -382,22 +382,25 @@ def candidates(
 
 def scores_of(queries: Array, vectors: Array, rows: Rows) -> Array:
     """Inner products of queries (q, D) with some rows (q, c) of vectors each, float32 (q, c); -inf for the row -1."""
-    flat, width = rows.ravel(), rows.shape[1]
-    scores = np.empty(len(flat), np.float32)
-    size = max(1, _BLOCK_VALUES // max(1, queries.shape[1]))
-    for start in range(0, len(flat), size):
-        block = slice(start, start + size)
-        asked = queries[np.arange(start, min(start + size, len(flat))) // width]
-        np.einsum("ij,ij->i", vectors[flat[block]], asked, out=scores[block])
-    scores[flat < 0] = -np.inf
-    return scores.reshape(rows.shape)
+    faiss = _faiss()
+    # FAISS reads the rows where they lie: numpy would copy them first, which takes as long again.
+    given = [np.ascontiguousarray(array, np.float32) for array in (queries, vectors)]
+    numbers, scores = np.ascontiguousarray(rows, np.int64), np.empty(rows.shape, np.float32)
+    pointers = [faiss.swig_ptr(array) for array in (scores, *given, numbers)]
+    faiss.fvec_inner_products_by_idx(*pointers, queries.shape[1], *rows.shape)
+    return scores
 
 
 def best_of(scores: Array, rows: Rows, k: int) -> tuple[Array, Rows]:
     """The k best of candidates (q, c), best first, ties by row: scores and rows (q, min(k, c))."""
+    each = np.arange(len(scores))[:, np.newaxis]
+    if scores.shape[1] > 4 * k:  # only the best can be among them, and what ties with the last of these
+        least = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k]
+        widest = max(k, int((scores >= least[:, np.newaxis]).sum(axis=1).max()))
+        places = np.argpartition(-scores, widest - 1, axis=1)[:, :widest]
+        scores, rows = scores[each, places], rows[each, places]
     order = np.lexsort((rows, -scores), axis=1)[:, :k]
-    places = np.arange(len(order))[:, np.newaxis], order
-    return scores[places], rows[places]
+    return scores[each, order], rows[each, order]
 
 
 def nearest_of(queries: Array, vectors: Array, k: int, among: Rows | None = None) -> tuple[Array, Rows]:
@@ -414,15 +417,8 @@ def nearest_of(queries: Array, vectors: Array, k: int, among: Rows | None = None
         numbers = np.arange(start, min(start + size, count)) if among is None else among[start : start + size]
         block = vectors[start : start + size] if among is None else vectors[numbers]
         scores = queries @ np.asarray(block, np.float32).T
-        if scores.shape[1] > 4 * k:  # only these can be among the best, and what ties with the last of them
-            least = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k]
-            widest = max(k, int((scores >= least[:, np.newaxis]).sum(axis=1).max()))
-            places = np.argpartition(-scores, widest - 1, axis=1)[:, :widest]
-            scores, found = np.take_along_axis(scores, places, axis=1), numbers[places]
-        else:
-            found = np.broadcast_to(numbers, scores.shape)
-        merged = np.concatenate([best[0], scores], axis=1), np.concatenate([best[1], found], axis=1)
-        best = best_of(*merged, k)
+        here = best_of(scores, np.broadcast_to(numbers, scores.shape), k)
+        best = best_of(np.concatenate([best[0], here[0]], axis=1), np.concatenate([best[1], here[1]], axis=1), k)
     short = k - best[0].shape[1]
     return (
         np.pad(best[0], ((0, 0), (0, short)), constant_values=-np.inf),
