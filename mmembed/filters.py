@@ -60,7 +60,10 @@ def columns_of(rows: pa.Table) -> pa.Table:
     metadata = rows.column("metadata") if "metadata" in rows.column_names else None
     names = [field.name for field in metadata.type] if metadata is not None else []
     taken = {name.lower() for name in names}
-    columns = {name: rows.column(name) for name in _OWN if name in rows.column_names and name not in taken}
+    own = [name for name in _OWN if name in rows.column_names and name not in taken]
+    if len(taken) < len(names):  # of two keys that differ in case only, SQL would take the first within the metadata
+        own.remove("metadata")
+    columns = {name: rows.column(name) for name in own}
     return pa.table({**{name: pc.struct_field(metadata, [place]) for place, name in enumerate(names)}, **columns})
 
 

@@ -226,6 +226,7 @@ def made_of(dataset: Dataset, modality: str, hubness: str) -> dict[str, Any]:
     # With CSLS, a row depends on what may be asked too.
     sources = files if hubness == "none" else dataset.below("embeddings")
     return {
+        "version": VERSION,
         "file": index_path(modality),
         "metric": "inner_product",
         "rows": sum(file.rows or 0 for file in files.values()),
@@ -285,6 +286,8 @@ def open_modality(dataset: Dataset, modality: str) -> Index:
     space = dataset.modalities("project")[modality]
     space.check(Space(**entry["space"]), str(path))
     now = made_of(dataset, modality, entry["hubness"])
+    if entry.get("version") != VERSION:
+        raise DatasetError(f"{path} was built by another version of mmembed: run `mmembed index`")
     if {key: entry.get(key) for key in now} != now:
         raise DatasetError(f"{path} was built from other embeddings than those of now: run `mmembed index`")
     rows = pa.ipc.open_file(pa.py_buffer(_mapped(dataset, rows_path(modality)))).read_all()

@@ -52,8 +52,9 @@ PROBES = 1000
 DRIFT = 0.01
 """A fall of recall, against what was measured when an index was trained, that is an alarm."""
 
-BATCH_ROWS = 1 << 16
-"""Rows of a record batch of index/<modality>.arrow, at least, but for the last."""
+BATCH_ROWS, BATCH_BYTES = 1 << 16, 1 << 30
+"""Of a record batch of index/<modality>.arrow, at most, unless one file of embeddings has more: no array holds texts of
+2 GB."""
 
 _METADATA_KEY = "mmembed"
 _GROWTH = 2  # an index that was trained on half as many rows is trained again
@@ -313,14 +314,16 @@ class Indexing:
     def _kept(self, modality: str, made: Mapping[str, Any], radius: float) -> Tuned | None:
         """What the index has learned before, by a run that was killed or by the last one, if it is good for the rows of
         now: as many, within limits, none longer, and of the same budget."""
-        path = tuned_path(modality)
-        tuned = Tuned.read(self._part(path)) or Tuned.read(self.dataset.root / path)
-        if tuned is None or tuned.about["mark"] != self._mark(made) or tuned.kind.is_exact:
-            return None
-        rows, before, memory = made["rows"], tuned.about["rows"], self.budgets[modality].memory
-        is_large = bool(memory) and tuned.kind.bytes(rows, _width(made)) > memory
-        is_near = before / _GROWTH < rows < before * _GROWTH
-        return tuned if is_near and not is_large and radius <= tuned.radius else None
+        rows, memory = made["rows"], self.budgets[modality].memory
+        for path in (self._part(tuned_path(modality)), self.dataset.root / tuned_path(modality)):
+            tuned = Tuned.read(path)
+            if tuned is None or tuned.about["mark"] != self._mark(made) or tuned.kind.is_exact:
+                continue
+            is_large = bool(memory) and tuned.kind.bytes(rows, _width(made)) > memory
+            is_near = tuned.about["rows"] / _GROWTH < rows < tuned.about["rows"] * _GROWTH
+            if is_near and not is_large and radius <= tuned.radius:
+                return tuned
+        return None
 
     def _learn(self, modality: str, made: Mapping[str, Any], vectors: Array, radius: float) -> Tuned:
         """Choose a kind on a sample of the rows, and train it on another."""
@@ -337,11 +340,13 @@ class Indexing:
         sample = np.array(vectors[kinds.sample_of(len(vectors), tune.PILOT_ROWS, seed=1)])
         probes = tune.with_truth(queries, modalities, split, sample)
         kind, pilot = tune.choose(len(vectors), sample, probes, budget, radius)
-        radius = 0.0 if kind.is_exact else radius
+        about |= {"pilot": [point.to_json(False) for point in pilot]}
+        if kind.is_exact:
+            return Tuned(kind, 0.0, {}, _no_probes(_dim(made)), about)
         rows = np.array(vectors[kinds.sample_of(len(vectors), kinds.training_rows(kind, len(vectors)))])
         state = kinds.state_of(kinds.train(kind, rows, radius))
         probes = replace(probes, truth=tune.exact_search(queries, vectors))
-        return Tuned(kind, radius, state, probes, about | {"pilot": [point.to_json(False) for point in pilot]})
+        return Tuned(kind, radius, state, probes, about)
 
     def _curve(self, index: Any, tuned: Tuned, vectors: Array) -> tuple[list[Measured], Measured]:
         """Operating points of the index of all rows, and the one that it is to be asked at."""
@@ -418,16 +423,22 @@ def _operating(point: Measured) -> dict[str, Any]:
 
 
 def _in_batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The rows of tables in batches of BATCH_ROWS or more: a filter takes a batch at a time. Texts of more than 2 GB,
-    which no array holds, make batches of their own."""
+    """Tables put together, as long as they make a record batch: a filter takes a batch at a time."""
     waiting: list[pa.Table] = []
     for table in tables:
-        waiting.append(table)
-        if sum(map(len, waiting)) >= BATCH_ROWS:
-            yield pa.concat_tables(waiting).combine_chunks()
+        if waiting and (
+            sum(map(len, [*waiting, table])) > BATCH_ROWS
+            or sum(part.nbytes for part in [*waiting, table]) > BATCH_BYTES
+        ):
+            yield _together(waiting)
             waiting = []
-    if any(map(len, waiting)):
-        yield pa.concat_tables(waiting).combine_chunks()
+        waiting.append(table)
+    if waiting:
+        yield _together(waiting)
+
+
+def _together(tables: Sequence[pa.Table]) -> pa.Table:
+    return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
 
 
 def _write_faiss(path: Path, index: Any) -> None:

@@ -383,6 +383,7 @@ def candidates(
 def scores_of(queries: Array, vectors: Array, rows: Rows) -> Array:
     """Inner products of queries (q, D) with some rows (q, c) of vectors each, float32 (q, c); -inf for the row -1."""
     faiss = _faiss()
+    assert queries.shape[1] == vectors.shape[1]  # it reads memory by this width, and checks nothing
     # FAISS reads the rows where they lie: numpy would copy them first, which takes as long again.
     given = [np.ascontiguousarray(array, np.float32) for array in (queries, vectors)]
     numbers, scores = np.ascontiguousarray(rows, np.int64), np.empty(rows.shape, np.float32)

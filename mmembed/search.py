@@ -323,11 +323,13 @@ class Searcher:
         embedded = [self._embed(clause) for clause in query.clauses]
         if len(embedded) == 1 and query.clauses[0].weight == 1:
             return embedded[0]
-        weights = np.array([clause.weight for clause in query.clauses])
+        weights = np.array([clause.weight for clause in query.clauses], np.float64)
+        if not np.isfinite(weights).all():
+            raise UsageError(f"the weights of a query must be finite numbers, not {weights.tolist()}")
         weights /= np.abs(weights).max() or 1.0  # first, for the sum of large ones would overflow
         weights /= np.abs(weights).sum() or 1.0
         vector = weights.astype(np.float32) @ np.stack([one.vector for one in embedded])
-        if not np.isfinite(vector).all() or np.linalg.norm(vector) < 1e-6:
+        if np.linalg.norm(vector) < 1e-6:
             raise UsageError("the parts of the query cancel each other out: change their weights")
         shares: dict[str, float] = {}
         for one, weight in zip(embedded, np.abs(weights)):

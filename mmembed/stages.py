@@ -298,6 +298,7 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     names = list(dataset.modalities("project"))
     mark = fingerprint(VERSION, _checksums(dataset, "embeddings"), to_json(config.index))
     if dataset.is_done("index", mark):
+        shutil.rmtree(dataset.root / PARTS, ignore_errors=True)  # of a run with another budget that was killed
         say("index: up to date")
         return dataset
     work = Indexing(dataset, config.index)
@@ -389,7 +390,9 @@ def _commit(
     described = {path: describe(dataset.root, path, rows) for path, rows in files.items()}
     value = Stage(mark, {"folders": list(folders), **summary})
     if config is not None:
-        changes["config"] = to_json(config)
+        # A budget that the indexes will be refused must not be that of the next run.
+        before = {} if stage in ("index", "evaluate") else {"index": dataset.config.get("index", {})}
+        changes["config"] = to_json(config) | before
     return dataset.commit(stage, value, described, did.partition(": ")[2], **changes)
 
 

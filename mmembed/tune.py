@@ -256,10 +256,12 @@ def shared_out(budget: Budget, sizes: Mapping[str, tuple[int, int]]) -> dict[str
         most = max((FLAT.milliseconds(*size, {}) for size in sizes.values()), default=0.0)
         least_ms = kinds.LEAST_MS if budget.recall < 1 else most
         if budget.milliseconds < least_ms:
-            what = "any query" if budget.recall < 1 else "a query of these exact indexes (--recall 1)"
+            asked, limit = f"--latency {budget.milliseconds:g}ms", f"{_rounded_up(least_ms)}ms"
             raise UsageError(
-                f"--latency {budget.milliseconds:g}ms: {what} is expected to take {_rounded_up(least_ms)}ms: "
-                "allow that much" + (", or a lower --recall" if budget.recall >= 1 else "")
+                f"{asked}: no query is expected to take less than {limit}, whatever the index"
+                if budget.recall < 1
+                else f"{asked}: a query of these exact indexes (--recall 1) is expected to take {limit}: allow that "
+                "much, or a lower --recall"
             )
     least = {
         name: min(
@@ -341,17 +343,15 @@ def choose(rows: int, sample: Array, probes: Probes, budget: Budget, radius: flo
 def _out_of_reach(
     budget: Budget, nearest: Measured | None, tried: Sequence[Measured], rows: int, exact_bytes: int
 ) -> str:
-    asked = f"--recall {budget.recall:g}" + (f" within {megabytes(budget.memory)}" if budget.memory else "")
+    share = f" within {megabytes(budget.memory)} (their share of --memory)" if budget.memory else ""
+    asked = f"no index of these {rows:,} rows is expected to have --recall {budget.recall:g}{share}"
     if nearest:
         return (
-            f"no index of these {rows:,} rows is expected to have {asked} in --latency {budget.milliseconds:g}ms; the "
-            f"nearest is {nearest.kind.name} with {_rounded_up(nearest.expected)}ms: allow that much, or a lower recall"
+            f"{asked} in --latency {budget.milliseconds:g}ms; the nearest is {nearest.kind.name} with "
+            f"{_rounded_up(nearest.expected)}ms: allow that much, or a lower recall"
         )
-    exact = f"an exact one takes {megabytes(exact_bytes)}"
+    more = f"more --memory (an exact one takes {megabytes(exact_bytes)})"
     if not tried:
-        return f"no index of these {rows:,} rows that can be trained has {asked}; {exact}"
+        return f"{asked}: allow {more}"
     best = max(tried, key=lambda point: point.sure)
-    return (
-        f"no index of these {rows:,} rows has {asked}; the nearest is {best.kind.name} with a recall of "
-        f"{best.sure:.3f}, {megabytes(best.bytes)}; {exact}: allow the one or the other"
-    )
+    return f"{asked}; the nearest is {best.kind.name} with {best.sure:.3f}: allow that recall, or {more}"

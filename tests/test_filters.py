@@ -132,6 +132,13 @@ def test_a_key_of_the_user_hides_a_column_of_ours() -> None:
     assert kept_by("id = 'a' and \"segment\" = 0", pa.table(ours)).tolist() == [True, False]
 
 
+def test_metadata_with_keys_that_differ_in_case_only_is_no_column() -> None:
+    rows = pa.table({"id": ["a", "b"], "metadata": [{"year": 1, "Year": 2}, {"year": 2, "Year": 1}]})
+    assert kept_by("Year = 2", rows).tolist() == [True, False]
+    with pytest.raises(UsageError, match="no column metadata"):
+        kept_by("metadata.Year = 2", rows)
+
+
 @pytest.mark.parametrize(
     ("condition", "message"),
     [

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from dataset_builder import Row, build, index, random_rows
 
@@ -14,6 +15,7 @@ from mmembed.config import IndexConfig
 from mmembed.dataset import Dataset, describe
 from mmembed.errors import DatasetError, SpaceError, UsageError
 from mmembed.index import ENTRIES, entry_of, index_path, open_modality, rows_path, vectors_path
+from mmembed.indexing import _in_batches
 from mmembed.shards import write_json
 from mmembed.tables import vectors_from_arrow
 from mmembed.types import Space
@@ -107,6 +109,28 @@ def test_an_index_of_other_embeddings_is_refused(dataset: Dataset) -> None:
     assert len(open_modality(changed, "text")) > 0
     with pytest.raises(DatasetError, match="other embeddings than those of now: run `mmembed index`"):
         open_modality(changed, "image")
+
+
+def test_an_index_of_another_version_is_refused(dataset: Dataset) -> None:
+    entries = {"image": entry_of(dataset, "image") | {"version": "3"}}
+    write_json(dataset.root / ENTRIES, entries)
+    with pytest.raises(DatasetError, match="built by another version of mmembed: run `mmembed index`"):
+        open_modality(with_file(dataset, ENTRIES), "image")
+
+
+def test_texts_of_more_than_an_array_holds_make_several_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        replace(row, metadata={"name": f"number {place}"}) for place, row in enumerate(random_rows(9, ["image"], 6))
+    ]
+    monkeypatch.setattr("mmembed.indexing.BATCH_BYTES", 1)
+    opened = open_modality(build(tmp_path, rows, ["image"]), "image")
+    assert len(opened.rows["id"].chunks) == 3
+    split = pa.concat_tables([opened.rows.slice(0, 2), opened.rows.slice(2)])  # as a reader of Parquet splits a file
+    assert [table.num_rows for table in _in_batches([split, opened.rows])] == [len(opened)] * 2
+    assert [id for id, *_ in opened.answers_at(range(len(opened)))] == opened.ids(range(len(opened)))
+    assert all(metadata["name"] == f"number {int(id[1:])}" for id, *_, metadata in opened.answers_at([0, 5, 9]))
 
 
 def test_an_index_of_another_space_is_refused(dataset: Dataset) -> None:

@@ -205,7 +205,7 @@ def test_what_was_learned_is_checked_before_it_is_used(small: Dataset, tmp_path:
             r"--memory 0.001MB: indexes with --recall 0.95 take \S+MB at least \(.* for 1,200 of image",
         ),
         (IndexConfig(memory="90KB", recall=1.0), "indexes with --recall 1 take 0.\\d+MB at least"),
-        (IndexConfig(latency="1us"), "any query is expected to take 0.06ms: allow that much"),
+        (IndexConfig(latency="1us"), "no query is expected to take less than 0.06ms"),
     ],
 )
 def test_a_budget_that_can_not_be_met_is_refused_before_anything_is_done(
@@ -215,6 +215,20 @@ def test_a_budget_that_can_not_be_met_is_refused_before_anything_is_done(
     with pytest.raises(UsageError, match=message):
         _ = Indexing(plain, config).budgets
     assert {path: path.stat().st_mtime_ns for path in plain.root.rglob("*")} == before
+
+
+def test_an_exact_index_after_all_is_finished_as_often_as_a_runner_likes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = build(tmp_path, clustered_rows(COUNT, DIM), dim=DIM, unit=400, until="project")
+    monkeypatch.setattr("mmembed.tune.is_exact_enough", lambda *given: False)
+    monkeypatch.setattr("mmembed.tune.cheapest", lambda *given: None)  # whatever is tried finds too little
+    monkeypatch.setattr("mmembed.tune.measure", lambda *given: [])
+    work = Indexing(dataset, IndexConfig())
+    for _ in range(2):
+        work.finish("image", [number for _, number in work.prepare("image")])
+        entry = work.entry("image")
+        assert (entry["kind"], entry["recall"], entry["probes"], entry["drift"]) == ("Flat", {}, {}, {})
 
 
 def test_a_small_modality_does_not_starve_on_its_share(tmp_path: Path) -> None:

@@ -376,6 +376,7 @@ def test_records_that_are_asked_with_are_no_answers(dataset: Dataset) -> None:
         (Query.of(text="1 0 0 0 0 0") - Query.of(text="2 0 0 0 0 0"), "cancel each other out"),
         (0 * Query.of(text="1 0 0 0 0 0"), "cancel each other out"),
         (Query(()), "a query needs a text"),
+        (np.inf * Query.of(text="1 0 0 0 0 0"), r"must be finite numbers, not \[inf\]"),
         ("a red star", r"'a red star' is no query: make one, as by Query\.of\(text=…\)"),
         (
             Query.of(vector=np.ones(5, np.float32)),
@@ -470,7 +471,7 @@ def test_the_last_conditions_are_remembered(dataset: Dataset, monkeypatch: pytes
 
 def test_weights_are_of_any_size(dataset: Dataset) -> None:
     query = Query.of(text="1 0 0 0 0 0") + 0.5 * Query.of(text="0 1 0 0 0 0")
-    for weight in (1e-300, 1e300):
+    for weight in (1e-300, 1e300, 2):
         assert searcher(dataset).search(weight * query, k=20) == searcher(dataset).search(query, k=20)
 
 

@@ -178,7 +178,7 @@ def test_what_can_not_be_had_is_refused_with_the_nearest(data: tuple[np.ndarray,
         tune.choose(ROWS, rows, probes, Budget(0.95, 0, 0.001), 0)
     with pytest.raises(
         UsageError,
-        match=r"0.9999 within 0.1\d*MB; the nearest is \S+ with a recall of 0.\d+, 0.\d+MB; an exact",
+        match=r"0.9999 within 0.1\d*MB \(their share of --memory\); the nearest is \S+ with 0.\d+: allow that recall",
     ):
         tune.choose(ROWS, rows, probes, Budget(0.9999, 100_000), 0)
     with pytest.raises(UsageError, match=r"0.08ms: a query of these exact indexes \(--recall 1\) is .* 0.12ms"):

@@ -88,7 +88,7 @@ class Guard:
         if self.settings.hosts and _name(host) not in self.settings.hosts:
             return 403, f"this server is not called {host!r}: open it by {' or '.join(self.settings.hosts[:2])}"
         origin = headers.get("origin")
-        if scope["method"] not in _SAFE and origin is not None and _place(origin) != host:
+        if scope["method"] not in _SAFE and origin is not None and (not host or _place(origin) != host):
             return 403, f"a page of {origin} may not ask here"
         if self.settings.token and scope["path"] not in OPEN and not self._is_known(scope, headers):
             return 401, (

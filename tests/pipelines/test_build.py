@@ -91,6 +91,13 @@ def test_the_budget_of_the_indexes_holds_until_another_is_given(copy: Path) -> N
     assert Dataset.open(copy).config["index"]["memory"] == ""
 
 
+def test_a_budget_that_was_refused_is_forgotten(copy: Path, tmp_path: Path) -> None:
+    words = ("build", source_of(copy), tmp_path / "out", "--unit-records", UNIT, *FLAGS, *IN_PROCESS)
+    assert "--memory" in complaint(mmembed(*words, "--memory", "1KB", expect=2))
+    assert mmembed(*words).stderr.startswith("extract: up to date")
+    assert verify(Dataset.open(tmp_path / "out")) == []
+
+
 def test_another_dimension_refits_without_touching_the_features(copy: Path) -> None:
     before, embeddings = times(copy, "features", "records"), content(copy, ("embeddings",))
     lines = said(source_of(copy), copy, "--unit-records", UNIT, *FLAGS, "--dim", 5, *IN_PROCESS)

@@ -71,7 +71,9 @@ def test_the_stage_leaves_an_index_that_verifies_and_nothing_else(
     said = capfd.readouterr().err
     assert "index: image " in said and "by text (heldout queries)" in said and "ms a query" in said
     before = faiss_files(tmp_path)
+    (tmp_path / PARTS).mkdir()  # of a run with another budget, which was killed
     assert stages.index(dataset, config, Engine(1)).files == dataset.files
+    assert verify(dataset) == [] and not (tmp_path / PARTS).exists()
     assert "index: up to date" in capfd.readouterr().err
     exact = stages.index(dataset, replace(config, index=IndexConfig()), Engine(1))
     assert entry_of(exact, "image")["kind"] == "Flat"

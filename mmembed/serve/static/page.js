@@ -528,17 +528,23 @@ async function record() {
     recorder.stop();
     return;
   }
-  recorder = { stop: () => {}, cancel: () => {} };  // until the browser has asked: a second press opens no second microphone
-  let stream;
+  let stream, context, givenUp = false;
+  const giveUp = () => { givenUp = true; };
+  recorder = { stop: giveUp, cancel: giveUp };  // while the browser asks: a second press opens no second microphone
   try {
     stream = await navigator.mediaDevices.getUserMedia({ audio: { echoCancellation: false, noiseSuppression: false, autoGainControl: false } });
+    context = new AudioContext();
+    await context.audioWorklet.addModule("/static/recorder.js");
   } catch {
-    recorder = null;
     say("The browser gives no microphone: allow it for this page, or choose a file.", true);
+    givenUp = true;
+  }
+  if (givenUp) {
+    recorder = null;
+    stream?.getTracks().forEach((track) => track.stop());
+    context?.close();
     return;
   }
-  const context = new AudioContext();
-  await context.audioWorklet.addModule("/static/recorder.js");
   const node = new AudioWorkletNode(context, "recorder", { numberOfOutputs: 0 });
   context.createMediaStreamSource(stream).connect(node);
   const blocks = [];
@@ -603,7 +609,6 @@ function pressed(event) {
   const at = target.closest?.(".card");
   if (typing) {
     if (key === "ArrowDown" && target.id === "text") focus(cards()[0], event);
-    else if (key === "/" && target.id === "text" && !target.value) event.preventDefault();  // whoever asks to type, types
   } else if (key === "/") focus($("text"), event, true);
   else if (key === "?") $("keys").showModal();
   else if (/^Arrow/.test(key) && !target.matches("input, audio, [role=dialog]")) focus(at ? move(at, key) : key === "ArrowDown" && cards()[0], event);
