@@ -152,7 +152,7 @@ def _by_kind(
 
 def _family(kind: str) -> str:
     """Of an index factory's word, without its numbers: IVF2048,PQ128x4fs is of IVF + PQ."""
-    names = ["".join(sign for sign in word.partition("x")[0] if not sign.isdigit()) for word in kind.split(",")]
+    names = ["".join(sign for sign in word.partition("x")[0] if sign.isalpha()) for word in kind.split(",")]
     return " + ".join(name for name in names if name) or kind
 
 
