@@ -74,9 +74,7 @@ def bare_search(index: Index) -> Callable[[NDArray[np.float32]], object]:
     rows = library.IndexFlatIP(index.vectors.shape[1])
     rows.add(index.vectors)
     refined = library.IndexRefine(found, rows)
-    parameters = library.SearchParametersIVF(nprobe=point["nprobe"]) if "nprobe" in point else None
-    if isinstance(found, faiss.IndexPreTransform):
-        parameters = library.SearchParametersPreTransform(index_params=parameters)
+    parameters = kinds.parameters_of(found, index.kind, 10 * point["refine"], point)
     asked = library.IndexRefineSearchParameters(k_factor=point["refine"], base_index_params=parameters)
     return lambda query: refined.search(query, 10, params=asked)
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mmembed
-from mmembed.errors import MmembedError, UsageError
+from mmembed.errors import MmembedError, UsageError, VersionError
 
 if TYPE_CHECKING:
     from mmembed.search import Searcher
@@ -350,7 +350,6 @@ def _build(options: argparse.Namespace) -> int:
 def _budget(root: Path) -> dict[str, Any]:
     """What was said of the indexes of a data set that is there: it holds until something else is said."""
     from mmembed.dataset import MANIFEST, Dataset
-    from mmembed.errors import VersionError
 
     if not (root / MANIFEST).exists():
         return {}

@@ -136,8 +136,8 @@ class Index:
         """What an answer says of rows: id, segment, span, media, metadata."""
         texts = []
         for row in rows:
-            batch = bisect_right(self._starts, row) - 1
-            (starts, content), place = self._answers[batch], row - self._starts[batch]
+            batch, place = self._place(row)
+            starts, content = self._answers[batch]
             texts.append(content[starts[place] : starts[place + 1]])
         together = b"[" + b",".join(texts) + b"]"  # for a call of the parser costs more than a row
         found: list[list[Any]] = json.loads(together.decode())
@@ -145,8 +145,12 @@ class Index:
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Ids of the records that rows are of."""
-        batches = [bisect_right(self._starts, row) - 1 for row in rows]
-        return [self._ids[batch][row - self._starts[batch]].as_py() for row, batch in zip(rows, batches)]
+        return [self._ids[batch][place].as_py() for batch, place in map(self._place, rows)]
+
+    def _place(self, row: int) -> tuple[int, int]:
+        """The record batch of a row, and its place there."""
+        batch = bisect_right(self._starts, row) - 1
+        return batch, row - self._starts[batch]
 
     @cached_property
     def _starts(self) -> list[int]:

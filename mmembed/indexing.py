@@ -425,13 +425,12 @@ def _operating(point: Measured) -> dict[str, Any]:
 def _in_batches(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """Tables put together, as long as they make a record batch: a filter takes a batch at a time."""
     waiting: list[pa.Table] = []
+    rows = size = 0
     for table in tables:
-        if waiting and (
-            sum(map(len, [*waiting, table])) > BATCH_ROWS
-            or sum(part.nbytes for part in [*waiting, table]) > BATCH_BYTES
-        ):
+        rows, size = rows + table.num_rows, size + table.nbytes
+        if waiting and (rows > BATCH_ROWS or size > BATCH_BYTES):
             yield _together(waiting)
-            waiting = []
+            waiting, rows, size = [], table.num_rows, table.nbytes
         waiting.append(table)
     if waiting:
         yield _together(waiting)

@@ -367,17 +367,21 @@ def candidates(
 ) -> tuple[Array, Rows]:
     """What an index takes for the best rows: its own scores, float32 (q, count), and numbers of rows, int64 (q, count);
     -1 where it found fewer."""
-    faiss = _faiss()
-    if kind.lists:
-        parameters = faiss.SearchParametersIVF(nprobe=min(point["nprobe"], kind.lists), sel=selector)
-        if isinstance(index, faiss.IndexPreTransform):
-            parameters = faiss.SearchParametersPreTransform(index_params=parameters)
-    elif kind.is_graph:
-        parameters = faiss.SearchParametersHNSW(efSearch=max(point["efSearch"], count), sel=selector)
-    else:
-        parameters = faiss.SearchParameters(sel=selector)
+    parameters = parameters_of(index, kind, count, point, selector)
     found: tuple[Array, Rows] = index.search(asking(queries, radius), count, params=parameters)
     return found
+
+
+def parameters_of(index: Any, kind: Kind, count: int, point: Point, selector: Any = None) -> Any:
+    """A point as FAISS takes it, for a search of so many rows."""
+    faiss = _faiss()
+    if kind.is_graph:
+        return faiss.SearchParametersHNSW(efSearch=max(point["efSearch"], count), sel=selector)
+    if not kind.lists:
+        return faiss.SearchParameters(sel=selector)
+    parameters = faiss.SearchParametersIVF(nprobe=min(point["nprobe"], kind.lists), sel=selector)
+    is_rotated = isinstance(index, faiss.IndexPreTransform)
+    return faiss.SearchParametersPreTransform(index_params=parameters) if is_rotated else parameters
 
 
 def scores_of(queries: Array, vectors: Array, rows: Rows) -> Array:

@@ -251,18 +251,18 @@ def shared_out(budget: Budget, sizes: Mapping[str, tuple[int, int]]) -> dict[str
     Raises:
         UsageError: not even the smallest kinds fit together, or none is as fast.
     """
+    exact_ms = max((FLAT.milliseconds(*size, {}) for size in sizes.values()), default=0.0)
+    if 0 < budget.milliseconds < kinds.LEAST_MS and budget.recall < 1:
+        raise UsageError(
+            f"--latency {budget.milliseconds:g}ms: no query is expected to take less than "
+            f"{_rounded_up(kinds.LEAST_MS)}ms, whatever the index"
+        )
+    if 0 < budget.milliseconds < exact_ms and budget.recall >= 1:
+        raise UsageError(
+            f"--latency {budget.milliseconds:g}ms: a query of these exact indexes (--recall 1) is expected to take "
+            f"{_rounded_up(exact_ms)}ms: allow that much, or a lower --recall"
+        )
     flat = {name: FLAT.bytes(*size) for name, size in sizes.items()}
-    if budget.milliseconds:
-        most = max((FLAT.milliseconds(*size, {}) for size in sizes.values()), default=0.0)
-        least_ms = kinds.LEAST_MS if budget.recall < 1 else most
-        if budget.milliseconds < least_ms:
-            asked, limit = f"--latency {budget.milliseconds:g}ms", f"{_rounded_up(least_ms)}ms"
-            raise UsageError(
-                f"{asked}: no query is expected to take less than {limit}, whatever the index"
-                if budget.recall < 1
-                else f"{asked}: a query of these exact indexes (--recall 1) is expected to take {limit}: allow that "
-                "much, or a lower --recall"
-            )
     least = {
         name: min(
             kind.bytes(*size) for tier in kinds.tiers(*size) for kind in tier if kind.is_exact or budget.recall < 1

@@ -243,9 +243,8 @@ def _index(dataset: Dataset, sound: Dataset, modality: str) -> Problems:
         holder = path if index.vectors is None else vectors_path(modality)
         yield from _named(holder, f"other vectors than {name}", (stored != rows).any(axis=1))
         said, known = index.rows.slice(place, len(rows)), known_of(table, kinds)
-        names = [
-            name for name in known.column_names if name != "metadata"
-        ]  # in which NaN equals nothing; ANSWER has it
+        # In the metadata NaN equals nothing; ANSWER says the same, as text.
+        names = [name for name in known.column_names if name != "metadata"]
         if said.schema != known.schema or not said.select(names).equals(known.select(names)):
             yield rows_path(modality), f"other rows than {name}: run `mmembed index`"
     if index.vectors is not None and len(index):

@@ -79,7 +79,6 @@ def index_section(dataset: Dataset) -> str:
         "recall@10 against exact search, by queries",
         "searched with",
     ]
-    # An exact index that nothing was tried beside has no curve.
     curves = {name: curve for name, entry in entries.items() if (curve := _operating(name, entry))}
     figures = "".join(f"<h3>{parts.escape(name)}</h3>{curve}" for name, curve in curves.items())
     note = (
@@ -90,8 +89,10 @@ def index_section(dataset: Dataset) -> str:
 
 
 def _operating(name: str, entry: Mapping[str, Any]) -> str:
-    """Recall against milliseconds, and against bytes."""
+    """Recall against milliseconds, and against bytes; "" where nothing was measured: of an exact index alone."""
     asked, points = entry["asked"], [point for point in entry["curve"] if point["recall"]]
+    if not points:
+        return ""
     lowest = [min(point["recall"].values()) for point in points]
     level = [Guide(asked["recall"], f"asked: {asked['recall']:.1%}")]
     y = Axis.over("recall@10, lowest", [*lowest, asked["recall"]], percent=True)
@@ -116,7 +117,7 @@ def _operating(name: str, entry: Mapping[str, Any]) -> str:
         x = Axis.over(axis, [*values, *(guide.value for guide in guides)], log=True)
         said = f"{name}: recall against {title}, all points that were measured"
         figures.append(chart(said, _by_kind(points, values, lowest, unit), x, y, [*level, *guides]))
-    return f'<div class="charts">{"".join(figures)}</div>' if points else ""
+    return f'<div class="charts">{"".join(figures)}</div>'
 
 
 def _time(point: Mapping[str, Any]) -> float:

@@ -210,9 +210,8 @@ def test_the_operating_curve_has_every_point_the_chosen_one_and_what_was_asked(
     assert "HNSW32 (efSearch 16): text 97.0%; 0.4 ms expected" in page.texts
     assert [text for text in page.texts if text.startswith("IVF4,PQ8x4fs (nprobe 2): text 91.0%")]
     assert page.values("circle", "class").count("here") == 2
-    assert (
-        page.texts.count("text") == page.texts.count("image") - 1
-    )  # the exact one of texts has no curve, and no heading
+    # The exact one of texts has no curve, and no heading.
+    assert page.texts.count("text") == page.texts.count("image") - 1
     assert sum(text.startswith("asked: ") for text in page.texts) == 2 + sum(
         bool(asked[key]) for key in ("memory", "milliseconds")
     )

@@ -91,10 +91,7 @@ def test_a_refused_budget_leaves_the_index_and_the_evaluation_that_were_there(tm
     for budget, message in (
         (IndexConfig(memory="1KB"), "at least"),
         (IndexConfig(recall=1.0, memory="90KB"), "at least"),
-        (
-            IndexConfig(latency="65us"),
-            "0.95 in --latency 0.065ms; the nearest is",
-        ),  # as trials show
+        (IndexConfig(latency="65us"), "0.95 in --latency 0.065ms; the nearest is"),  # as trials show
         (IndexConfig("csls", latency="65us"), "0.95 in --latency 0.065ms; the nearest is"),
     ):
         with pytest.raises(UsageError, match=message):
