@@ -34,7 +34,7 @@ from mmembed.shards import fingerprint
 from mmembed.tables import vectors_from_arrow
 from mmembed.types import Space
 
-VERSION = "4"
+VERSION = "5"
 """Of the way indexes are built: a change of it needs another one, so that what was made before is made again."""
 
 ANY_QUERY = "any"
