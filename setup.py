@@ -79,6 +79,8 @@ setup(
             "transformers>=4.56,<6",  # small models with random weights
             "torch>=2.6,<2.14",  # likewise; from 2.14 on it brings 5 GB of GPU libraries wherever it is installed
             "sentence-transformers>=5",  # its adapter is tested
+            "jax>=0.6",  # the reader's adapter is tested
+            "tensorflow-cpu>=2.20; python_version < '3.14' and platform_machine == 'x86_64'",  # likewise
         ],
     },
     entry_points={"console_scripts": ["mmembed = mmembed.cli:main"]},

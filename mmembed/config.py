@@ -40,6 +40,15 @@ def _amount(name: str, value: str, units: Mapping[str, float], rule: str) -> flo
     return float(found[1]) * units[found[2].upper()]
 
 
+def size_of(name: str, value: str) -> int:
+    """Bytes of a size such as "2GB"; 0 of "".
+
+    Raises:
+        UsageError: it is no size.
+    """
+    return int(_amount(name, value, _BYTES, "a size such as 500MB, 2GB or 2GiB"))
+
+
 _ENCODER = f"{FORMS}; A+B: both side by side"
 _BATCH = "segments that are encoded at once, at most: `mmembed encoders bench` measures what is fast"
 
@@ -173,7 +182,7 @@ class IndexConfig:
     @property
     def memory_bytes(self) -> int:
         """Bytes that all indexes together may take, 0 for no limit."""
-        return int(_amount("memory", self.memory, _BYTES, "a size such as 500MB, 2GB or 2GiB"))
+        return size_of("memory", self.memory)
 
     @property
     def milliseconds(self) -> float:

@@ -86,13 +86,28 @@ class Dataset:
         """
         path = root / MANIFEST
         try:
-            content = json.loads(path.read_text("utf-8"))
+            return cls.parse(
+                path.read_bytes(), root.absolute(), str(path)
+            )  # workers may have another working directory
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
                 f"{root} holds no data set ({path}: {error.strerror}); make one with `mmembed build INPUT {root}`"
             ) from error
         except OSError as error:
             raise UsageError(f"can't read {path}: {error.strerror}") from error
+
+    @classmethod
+    def parse(cls, data: bytes, root: Path, path: str) -> Dataset:
+        """The data set that a manifest describes.
+
+        Args:
+            path: of the manifest, for messages.
+
+        Raises:
+            DatasetError: it is damaged, or of another format version.
+        """
+        try:
+            content = json.loads(data)
         except ValueError as error:
             raise DatasetError(
                 f"{path} is no valid JSON ({error}): build the data set again into an empty folder"
@@ -105,7 +120,7 @@ class Dataset:
             )
         try:
             return cls(
-                root.absolute(),  # workers may have another working directory
+                root,
                 content["input"],
                 content["config"],
                 {name: Stage(**stage) for name, stage in content["stages"].items()},

@@ -21,7 +21,7 @@ from mmembed.types import Space
 GROUPS = "maps/groups.json"
 """Which records stay on one side of the split."""
 
-VERSION = "2"
+VERSION = "3"
 """Of the way embeddings are made: a change of it needs another one, so that what was made before is made again."""
 
 

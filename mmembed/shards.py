@@ -75,15 +75,25 @@ def write_table(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
     buffer = pa.BufferOutputStream()
     # Vectors don't repeat: a dictionary of them costs time and space.
     plain = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]
+    # Compression saves a tenth of embeddings, and doubles the time of reading them; of features it saves more.
+    codecs = {leaf: "none" if leaf.startswith("embedding.") else "zstd" for leaf in _leaves(table.schema)}
     pq.write_table(
         table,
         buffer,
-        compression="zstd",
+        compression=codecs,
         use_dictionary=plain,
         row_group_size=_ROW_GROUP_ROWS,
         write_page_checksum=True,  # what is taken over from an earlier run is in no manifest
     )
     write_bytes(path, memoryview(buffer.getvalue()))
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The names of a table's columns in Parquet, which has none within others."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(schema.empty_table(), buffer)
+    names = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).schema
+    return [names.column(place).path for place in range(len(names))]
 
 
 def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:

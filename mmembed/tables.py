@@ -79,12 +79,18 @@ def vectors_to_arrow(vectors: NDArray[Any], type: pa.FixedSizeListType) -> pa.Fi
     return pa.FixedSizeListArray.from_arrays(pa.array(flat, type.value_type), type=type)
 
 
-def vectors_from_arrow(column: pa.ChunkedArray) -> NDArray[np.float32]:
-    """A column of fixed-size lists as a float32 matrix (n, dim)."""
+def vectors_of(column: pa.ChunkedArray) -> NDArray[Any]:
+    """A column of fixed-size lists as a matrix (n, dim) of its own dtype; a view, where it is of one piece."""
     dim = column.type.list_size
     parts = [np.asarray(chunk.flatten()).reshape(-1, dim) for chunk in column.chunks]
-    matrix = np.concatenate(parts) if parts else np.empty((0, dim))
-    return matrix.astype(np.float32, copy=False)
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate(parts) if parts else np.empty((0, dim), column.type.value_type.to_pandas_dtype())
+
+
+def vectors_from_arrow(column: pa.ChunkedArray) -> NDArray[np.float32]:
+    """A column of fixed-size lists as a float32 matrix (n, dim)."""
+    return vectors_of(column).astype(np.float32, copy=False)
 
 
 def features_table(segments: Sequence[Segment], dim: int) -> pa.Table:

@@ -18,7 +18,7 @@ MODULES = [*LIBRARY, *sorted(ROOT.glob("pipelines/*.py"))]
 ROOMS = """
     errors files types fetch modalities encoders testing linear moments metrics pairs closed_form refine splits
     tables shards inputs signatures scratch config dataset steps features duplicates extraction forecast bench
-    fit project hubness kinds tune index indexing filters search explain evaluate compare sample engine progress
+    fit project hubness kinds tune index indexing filters search reader explain evaluate compare sample engine progress
     transforms card report pages verify stages serve cli
 """.split()  # noqa: SIM905
 NO_ROOMS = {"__init__", "__main__", "worker"}  # the version, and two ways to start the program
@@ -67,6 +67,13 @@ def test_only_serve_imports_what_a_server_needs() -> None:
     assert {room(ROOT / path) for path in importers(needed)} == {"serve"}
 
 
+def test_a_framework_is_imported_by_its_adapter_alone() -> None:
+    for framework in ("jax", "tensorflow"):
+        assert importers({framework}) == {f"mmembed/reader/{framework}.py"}
+    assert "mmembed/reader/torch.py" in importers({"torch"})
+    assert {path for path in importers({"torch"}) if room(ROOT / path) == "reader"} == {"mmembed/reader/torch.py"}
+
+
 def test_every_module_has_a_room() -> None:
     assert {room(path) for path in LIBRARY} - NO_ROOMS == set(ROOMS)
 
@@ -113,10 +120,11 @@ def test_every_module_and_everything_public_in_it_says_what_it_is() -> None:
 LIGHT = {
     "mmembed": "import mmembed",
     "mmembed.search": "import mmembed.search",
+    "mmembed.reader": "import mmembed.reader",
     "mmembed.cli": "import mmembed.cli",
     "mmembed --help": "import mmembed.cli\ntry: mmembed.cli.main(['--help'])\nexcept SystemExit: pass",
 }
-HEAVY = {"apache_beam", "librosa", "torch"}
+HEAVY = {"apache_beam", "librosa", "torch", "jax", "tensorflow"}
 
 
 @pytest.mark.parametrize("program", LIGHT.values(), ids=LIGHT)

@@ -18,7 +18,7 @@ def whole(text: str) -> str:
         parts.isolated(text),
         parts.text_block(text, dict.fromkeys(parts.words(text), 0.5)),
         parts.table(["a", text], [[parts.escape(text), parts.isolated(text)]], [0]),
-        parts.facts({text: text, "b": [text]}, 1),
+        parts.facts({text: text, f"{text} again": [text]}, 1),
         parts.card(parts.isolated(text), text, parts.gone(text)),
         f'<img alt="{parts.label(text)}" src="data:,">',
         parts.sections([(text, "<p></p>"), ("empty", "")]),

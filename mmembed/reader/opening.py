@@ -1,0 +1,204 @@
+"""`open_dataset`: checks what is asked for, and finds the samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pyarrow import fs
+
+from mmembed.config import size_of
+from mmembed.errors import SpaceError, UsageError
+from mmembed.reader.blocks import Loader
+from mmembed.reader.columns import EMBEDDING, VECTORS, Column, columns_of
+from mmembed.reader.neighbours import Neighbours
+from mmembed.reader.reader import Plan, Reader
+from mmembed.reader.samples import (
+    ALL,
+    EVERYTHING,
+    KEYS,
+    MASK,
+    MISSING,
+    RANDOM,
+    SEGMENTS,
+    SKIP,
+    Records,
+    Samples,
+    aligned,
+)
+from mmembed.reader.source import Source
+from mmembed.shards import fingerprint, shard_path
+from mmembed.splits import HELD_OUT, TRAIN
+from mmembed.types import Space
+
+
+def open_dataset(
+    location: Path | str,
+    modalities: str | Sequence[str] = (),
+    columns: Sequence[str] = (EMBEDDING,),
+    split: str = TRAIN,
+    *,
+    segments: str | Mapping[str, str] = "",
+    missing: str = SKIP,
+    batch_size: int = 256,
+    shuffle: bool = False,
+    seed: int = 0,
+    drop_last: bool = False,
+    rank: int = 0,
+    ranks: int = 1,
+    neighbors: str = "",
+    k: int = 8,
+    spaces: Mapping[str, str] | None = None,
+    memory: str = "4GB",
+    file_system: fs.FileSystem | None = None,
+) -> Reader:
+    """Open a built data set for training.
+
+    Args:
+        location: OUT: a folder, or a URL that pyarrow's file systems know (s3://, gs://, hdfs://).
+        modalities: one, or several whose segments of the same record make a sample; none: all that there are.
+        columns: "embedding", "feature", "media" (the text, or the path), "segment" and "span" of each modality, or of
+            one ("image.feature"); of the record "id" and "metadata.KEY".
+        split: "train", "heldout" or "all".
+        segments: where a record has several of a modality (captions, tiles, windows): "random" gives one, in each epoch
+            another; "all" each of them, as samples of their own; "stack" all at once, with a mask. For all modalities,
+            or by modality. By default "all" of a single modality, and "random" of several.
+        missing: "skip" records that lack a modality, or keep them with zeros and a "mask".
+        batch_size: samples of a batch, on each rank.
+        shuffle: all samples, anew in each epoch. Else they come in the order of the files.
+        drop_last: leave out the samples at the end of an epoch that don't fill a batch on each rank.
+        rank, ranks: this process, and how many read the data set together.
+        neighbors: a modality; adds the k nearest segments of it, of other records of the split, to the embedding of a
+            sample's first modality: `neighbors.embedding` (n, k, dim), `neighbors.score` (n, k), `neighbors.id`.
+        spaces: what the vectors must be of, as `Reader.spaces` says it: a model is fed only what it was trained with.
+        memory: what vectors in memory may take. Where samples at any place are asked for and this is too little, they
+            lie in a file in the folder for temporary files.
+        file_system: of pyarrow, that `location` is a folder of.
+
+    Raises:
+        UsageError: there is no such data set, modality, column or sample, or a value can't be.
+        DatasetError: the data set is damaged.
+        SpaceError: its vectors are of another space than asked for.
+    """
+    source = Source.open(location, file_system)
+    if "project" not in source.dataset.stages:
+        raise UsageError(f"{location} has no embeddings yet: run `mmembed project`, or `mmembed build` for all")
+    there = list(source.dataset.modalities("project"))
+    names = [modalities] if isinstance(modalities, str) else list(modalities) or there
+    for name in [*names, *([neighbors] if neighbors else [])]:
+        _one_of("modality", name, there)
+    _one_of("split", split, (TRAIN, HELD_OUT, EVERYTHING))
+    _one_of("missing", missing, MISSING)
+    if batch_size < 1 or not 0 <= rank < ranks:
+        raise UsageError(f"batch_size = {batch_size}, rank = {rank} of {ranks}: at least 1, and a rank from 0 on")
+    chosen = _segments(segments, names)
+    wanted = columns_of(columns, names, source.dataset.stage("project").summary["kinds"])
+    vectors = _vectors(source, wanted)
+    _check_spaces(str(location), {name: str(space) for name, (space, _) in vectors.items()}, spaces or {})
+    asking = None
+    if neighbors:
+        _check_asking(source, names[0], vectors, missing)
+        asking = Neighbours(source.dataset, names[0], neighbors, k, split)
+        asking.check()
+    loaded = (
+        wanted if asking is None else list({one.name: one for one in [*wanted, *columns_of(["id"], [], {})]}.values())
+    )
+    units, samples, nulls = _samples(source, chosen, split, missing, loaded)
+    if not len(samples):
+        having = (" and " if missing == SKIP else " or ").join(names)
+        raise UsageError(f"{location} has no sample: no record of the split {split!r} has {having}")
+    return Reader(
+        wanted,
+        {name: str(space) for name, (space, _) in vectors.items()},
+        units,
+        samples,
+        Loader(source, loaded, names, nulls),
+        vectors,
+        asking,
+        Plan(batch_size, drop_last, rank, ranks, shuffle, seed),
+        missing == MASK,
+        size_of("memory", memory),
+        _fingerprint(source, wanted, chosen, split, missing),
+    )
+
+
+def _one_of(what: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UsageError(f"{what} = {value!r}: must be one of {', '.join(known)}")
+
+
+def _segments(given: str | Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    """Which of a record's segments a sample has, by modality."""
+    usual = ALL if len(names) == 1 else RANDOM
+    if isinstance(given, str):
+        found = dict.fromkeys(names, given or usual)
+    else:
+        for name in given:
+            _one_of("segments of the modality", name, names)
+        found = {name: given.get(name, usual) for name in names}
+    for how in found.values():
+        _one_of("segments", how, SEGMENTS)
+    return found
+
+
+def _vectors(source: Source, columns: Sequence[Column]) -> dict[str, tuple[Space, Any]]:
+    """The space and the dtype of each column of vectors."""
+    dtypes = {EMBEDDING: np.dtype(source.dataset.stage("project").summary["dtype"])}
+    found = {}
+    for column in columns:
+        if column.kind == "vector":
+            [what] = column.path
+            space = source.dataset.modalities(VECTORS[what])[column.modality]
+            found[column.name] = (space, dtypes.get(what, np.dtype(np.float32)))
+    return found
+
+
+def _check_spaces(location: str, there: Mapping[str, str], asked: Mapping[str, str]) -> None:
+    for name, space in asked.items():
+        if name not in there:
+            raise UsageError(f"spaces: {name!r} is none of the vectors that are read: {', '.join(there) or 'none'}")
+        if space != there[name]:
+            raise SpaceError(f"{name} of {location} is of space {there[name]}, but {space} was asked for")
+
+
+def _check_asking(source: Source, asking: str, vectors: Mapping[str, Any], missing: str) -> None:
+    """Raise UsageError where neighbours can't be looked up."""
+    if not source.is_local:
+        raise UsageError(f"neighbors: the index of {source.location} must lie in a folder of this machine")
+    if missing == MASK:
+        raise UsageError("neighbors: a record without the first modality has none, so that missing must be 'skip'")
+    if f"{asking}.{EMBEDDING}" not in vectors:
+        raise UsageError(f"neighbors are those of {asking}.{EMBEDDING}: it must be among the columns")
+
+
+def _samples(
+    source: Source, segments: Mapping[str, str], split: str, missing: str, columns: Sequence[Column]
+) -> tuple[list[Records], Samples, frozenset[str]]:
+    """What the units hold, the samples, and names of columns with nulls anywhere."""
+    count = len(source.dataset.below(f"embeddings/{next(iter(segments))}"))
+
+    def look(unit: int) -> tuple[Records, set[str]]:
+        tables, nulls = {}, set()
+        for name in segments:
+            tables[name], found = source.peek(shard_path(f"embeddings/{name}", unit), KEYS)
+            nulls |= {leaf for leaf, several in found.items() if several}
+        return aligned(tables, split, missing), nulls
+
+    with ThreadPoolExecutor(source.threads) as pool:
+        looked = list(pool.map(look, range(count)))
+    units = [records for records, _ in looked]
+    nulls = set[str]().union(*(found for _, found in looked))
+    return units, Samples.of(segments, units), frozenset(one.name for one in columns if one.leaf in nulls)
+
+
+def _fingerprint(
+    source: Source, columns: Sequence[Column], segments: Mapping[str, str], split: str, missing: str
+) -> str:
+    """Of the samples: what they are made of, and how."""
+    folders = {f"{column.folder}/{name}" for column in columns for name in segments if column.modality in ("", name)}
+    files = {folder: source.dataset.below(folder) for folder in sorted(folders | {f"embeddings/{n}" for n in segments})}
+    sums = {folder: [file.sha256 for file in some.values()] for folder, some in files.items()}
+    return fingerprint(sums, list(segments.items()), split, missing)

@@ -1,0 +1,279 @@
+"""The samples of a data set: by number, or in batches of epochs that can be left and taken up anywhere."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby, islice
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mmembed.errors import UsageError
+from mmembed.reader.blocks import Block, Loader, Resident, read_ahead
+from mmembed.reader.columns import Batch, Column, stacked
+from mmembed.reader.memory import Shared
+from mmembed.reader.neighbours import Neighbours
+from mmembed.reader.order import Numbers, share, shuffled, steps
+from mmembed.reader.samples import STACK, Records, Samples
+from mmembed.types import Space
+
+_AHEAD = 8  # units, at most
+_COPIES = 3  # of a unit in memory while it is read: its file, its table, its values
+_ORDERED = 32  # batches whose order is computed at once: numpy's calls cost more than what they do for one
+
+
+class Place(NamedTuple):
+    """A batch of an epoch: positions start to stop are one rank's share of a step, after which all ranks are at
+    `end`."""
+
+    start: int
+    stop: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples are read together, see `mmembed.reader.open_dataset`."""
+
+    batch_size: int
+    drop_last: bool
+    rank: int
+    ranks: int
+    shuffle: bool
+    seed: int
+
+    def places(self, start: int, count: int) -> Iterator[Place]:
+        """This rank's batches of an epoch from a position on."""
+        for first, end in steps(start, count, self.batch_size, self.ranks, self.drop_last):
+            low, high = share(first, end, self.rank, self.ranks)
+            if low < high:
+                yield Place(low, high, end)
+
+    def is_over(self, position: int, count: int) -> bool:
+        """Whether no rank reads any more of an epoch."""
+        return next(steps(position, count, self.batch_size, self.ranks, self.drop_last), None) is None
+
+
+class Progress:
+    """Where a reader is, for all processes that read for it.
+
+    Attributes of the array: the epoch, the position where it was begun, and the position after the last batch.
+    """
+
+    def __init__(self, shared: Shared | None = None) -> None:
+        self._shared = shared or Shared(3 * 8, on_disk=False)
+        self._values = np.frombuffer(self._shared.map, np.int64, 3)
+
+    def __reduce__(self) -> Any:
+        return Progress, (self._shared,)
+
+    @property
+    def epoch(self) -> int:
+        """0, 1, …"""
+        return int(self._values[0])
+
+    @property
+    def start(self) -> int:
+        """The position where the epoch was begun."""
+        return int(self._values[1])
+
+    @property
+    def position(self) -> int:
+        """The position after the last batch."""
+        return int(self._values[2])
+
+    def begin(self, epoch: int, start: int) -> None:
+        """An epoch is read from a position on."""
+        self._values[:] = epoch, start, start
+
+    def advance(self, position: int) -> None:
+        """The batches up to a position were given out."""
+        self._values[2] = position
+
+
+@dataclass(eq=False)
+class Reader:
+    """The samples of a data set, see `mmembed.reader.open_dataset`.
+
+    `len(ds)` is the number of samples, `ds[3]` one of them in the order of the files, `ds[[3, 5]]` and `ds[:10]`
+    several. `for batch in ds` is one epoch of batches: by name of the columns, numpy arrays whose first axis are the
+    samples, and lists. The next `for` is the next epoch; one that was left early is begun again.
+
+    Where segments are stacked, and with `missing="mask"`, `image.mask` says what is there: bool (n, segments) or (n,).
+
+    Attributes:
+        spaces: by column of vectors, what they are of: what a model that is trained on them should ask for later.
+        bytes: what the vectors take in memory.
+        fingerprint: of the samples; a state fits the reader with the same one.
+    """
+
+    columns: Sequence[Column]
+    spaces: Mapping[str, str]
+    units: Sequence[Records]
+    samples: Samples
+    loader: Loader
+    vectors: Mapping[str, tuple[Space, Any]]
+    neighbours: Neighbours | None
+    plan: Plan
+    masked: bool
+    memory: int
+    fingerprint: str
+    _progress: Progress = field(default_factory=Progress)
+    _resident: Resident | None = None
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, which: Any) -> Batch:
+        """One sample by its number, or a batch of several: a slice, or a list or an array of numbers."""
+        if isinstance(which, slice):
+            return self._take(np.arange(*which.indices(len(self))))
+        if isinstance(which, Sequence | np.ndarray) and np.ndim(which):
+            return self._take(np.asarray(which, np.int64))
+        return {name: value[0] for name, value in self._take(np.array([operator.index(which)])).items()}
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.told(self.batches())
+
+    def told(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Batches of this epoch that are given out now, whoever has read them: `state_dict` counts them."""
+        epoch, start = self._progress.epoch, self._progress.start
+        self._progress.begin(epoch, start)
+        for place, batch in zip(self.plan.places(start, len(self)), batches):
+            self._progress.advance(place.end)
+            yield batch
+        self._progress.begin(epoch + 1, 0)
+
+    def batches(self, worker: int = 0, workers: int = 1) -> Iterator[Batch]:
+        """The batches of this epoch, or those that one of several workers reads: each in turn one."""
+        epoch, start = self._progress.epoch, self._progress.start
+
+        def places() -> Iterator[Place]:
+            return islice(self.plan.places(start, len(self)), worker, None, workers)
+
+        if self.plan.shuffle or self._resident:
+            yield from self._from_memory(places(), epoch)
+        else:
+            yield from self._from_files(places(), self._units_of(places()), epoch)
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """How many batches this rank reads in a whole epoch."""
+        return sum(1 for _ in self.plan.places(0, len(self)))
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is read now or next: 0, 1, …"""
+        return self._progress.epoch
+
+    @epoch.setter
+    def epoch(self, number: int) -> None:
+        self._progress.begin(number, 0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the reader is, after the batch that was given out last: JSON values, the same on all ranks."""
+        epoch, position = self._progress.epoch, self._progress.position
+        if self.plan.is_over(position, len(self)):
+            epoch, position = epoch + 1, 0
+        return {**self._identity(), "epoch": epoch, "position": position}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the batch after those that a state counts, also with another batch size or number of ranks.
+
+        Raises:
+            UsageError: the state is of another data set, other samples or another order.
+        """
+        for name, value in self._identity().items():
+            if state.get(name) != value:
+                raise UsageError(
+                    f"this state does not fit: its {name} is {state.get(name)!r}, here it is {value!r}; open the data "
+                    "set that it was saved with, with the same modalities, segments, split, shuffle and seed"
+                )
+        self._progress.begin(state["epoch"], state["position"])
+
+    def _identity(self) -> dict[str, Any]:
+        return {"samples": self.fingerprint, "shuffle": self.plan.shuffle, "seed": self.plan.seed}
+
+    def load(self) -> None:
+        """Read everything now, so that processes that are started later find it in memory."""
+        self._block()
+
+    def _block(self) -> Block:
+        """All rows."""
+        if self._resident is None:
+            units = np.flatnonzero(np.diff(self.samples.units)).tolist()
+            shapes = {name: (space.dim, dtype) for name, (space, dtype) in self.vectors.items()}
+            self._resident = Resident(
+                self.loader.columns,
+                self.samples.rows,
+                shapes,
+                self._read(units),
+                on_disk=self.bytes > self.memory,
+            )
+        return self._resident.block
+
+    @property
+    def bytes(self) -> int:
+        """What the vectors take."""
+        rows = {name: int(starts[-1]) for name, starts in self.samples.rows.items()}
+        return sum(
+            rows[name.split(".")[0]] * space.dim * np.dtype(dtype).itemsize
+            for name, (space, dtype) in self.vectors.items()
+        )
+
+    def _take(self, numbers: Numbers) -> Batch:
+        wrong = numbers[(numbers < -len(self)) | (numbers >= len(self))]
+        if len(wrong):
+            raise IndexError(f"there is no sample {wrong[0]}: there are {len(self)}")
+        return self._batch(self._block(), np.where(numbers < 0, numbers + len(self), numbers), self.epoch)
+
+    def _from_memory(self, places: Iterator[Place], epoch: int) -> Iterator[Batch]:
+        block = self._block()
+        while some := list(islice(places, _ORDERED)):
+            numbers = np.concatenate([np.arange(place.start, place.stop) for place in some])
+            if self.plan.shuffle:
+                numbers = shuffled(numbers, len(self), self.plan.seed, epoch)
+            for part in np.split(numbers, np.cumsum([place.stop - place.start for place in some])[:-1]):
+                yield self._batch(block, part, epoch)
+
+    def _from_files(self, places: Iterator[Place], units: Iterator[int], epoch: int) -> Iterator[Batch]:
+        blocks, unit, block = self._read(units), -1, Block({}, {})
+        for place in places:
+            parts = []
+            for wanted, start, stop in self.samples.pieces(place.start, place.stop):
+                if wanted != unit:
+                    unit, values = next(blocks)
+                    block = Block({name: int(starts[unit]) for name, starts in self.samples.rows.items()}, values)
+                parts.append(self._batch(block, np.arange(start, stop), epoch))
+            yield stacked(parts)
+
+    def _units_of(self, places: Iterator[Place]) -> Iterator[int]:
+        """The units that hold the samples of batches, each once."""
+        pieces = (piece for place in places for piece in self.samples.pieces(place.start, place.stop))
+        return (unit for unit, _ in groupby(unit for unit, _, _ in pieces))
+
+    def _read(self, units: Iterable[int]) -> Iterator[tuple[int, Any]]:
+        """The values of units, some of which are read before they are needed: as many as the memory holds."""
+        source, names = self.loader.source, self.samples.modalities
+        largest = max(file.bytes for name in names for file in source.dataset.below(f"embeddings/{name}").values())
+        ahead = max(1, min(_AHEAD, self.memory // max(_COPIES * len(names) * largest, 1) - 1))
+        return read_ahead(units, lambda unit: self.loader(unit, self.units[unit]), ahead, source.threads)
+
+    def _batch(self, block: Block, numbers: Numbers, epoch: int) -> Batch:
+        rows = self.samples.rows_of(numbers, self.plan.seed, epoch)
+        found = block.batch(self.columns, rows)
+        for name, how in zip(self.samples.modalities, self.samples.segments):
+            if self.masked or how == STACK:
+                found[f"{name}.mask"] = rows[name] >= 0
+        if self.neighbours:
+            found |= self._neighbours_of(self.neighbours, block, rows, found)
+        return found
+
+    def _neighbours_of(self, neighbours: Neighbours, block: Block, rows: Mapping[str, Numbers], batch: Batch) -> Batch:
+        asking, vectors = rows[neighbours.asking], batch[f"{neighbours.asking}.embedding"]
+        if asking.ndim > 1:
+            asking, vectors = asking[:, 0], vectors[:, 0]
+        [ids] = block.batch([one for one in self.loader.columns if one.name == "id"], rows).values()
+        return neighbours.columns(asking, vectors, ids)
