@@ -9,6 +9,13 @@ HERE = Path(__file__).parent
 version = re.search(r'__version__ = "(.+)"', (HERE / "mmembed/__init__.py").read_text("utf-8"))
 assert version is not None
 
+TRAIN = [
+    "torch>=2.6,<2.14",  # the models; from 2.14 on it brings 5 GB of GPU libraries wherever it is installed
+    "sacrebleu>=2.4",  # BLEU
+    "pycocoevalcap>=1.2",  # CIDEr; what of it needs Java is not used
+    "scikit-learn>=1.5",  # F1
+]
+
 SERVE = [
     "fastapi>=0.115",  # the HTTP API; 0.115 is the first that takes a model for a query's parameters
     "uvicorn>=0.30",  # the server
@@ -56,16 +63,17 @@ setup(
             "torch>=2.4",  # what runs them
         ],
         "serve": SERVE,
+        "train": TRAIN,  # the programs of examples/ that train
         "dev": [
             *SERVE,
+            *TRAIN,  # the examples are tested
             "httpx2>=2",  # asks the server in tests
             "playwright>=1.50",  # likewise in a browser: Debian's chromium
             "pytest>=8",
             "pytest-xdist>=3.6",  # the pipelines of the tests on both cores
             "hypothesis>=6.100",  # invariants
             "librosa>=0.11",  # the independent implementation of audio features; too slow to import for a query
-            "scikit-learn>=1.5",  # figures checked against an independent implementation
-            "ranx>=0.3.20",  # likewise: recall, MRR, MAP and nDCG of retrieval with several right answers
+            "ranx>=0.3.20",  # the independent recall, MRR, MAP and nDCG of retrieval with several right answers
             "cca-zoo>=4,<5",  # the independent implementation of multi-view CCA
             "ruff>=0.8",
             "mypy>=1.13",
@@ -77,7 +85,6 @@ setup(
             "onnxruntime>=1.20",  # ONNX models, and silero-vad, which is installed without its dependencies
             "onnx>=1.17",  # makes small models for tests; Beam's handler of ONNX models needs it
             "transformers>=4.56,<6",  # small models with random weights
-            "torch>=2.6,<2.14",  # likewise; from 2.14 on it brings 5 GB of GPU libraries wherever it is installed
             "sentence-transformers>=5",  # its adapter is tested
             "jax>=0.6",  # the reader's adapter is tested
             "tensorflow-cpu>=2.20; python_version < '3.14' and platform_machine == 'x86_64'",  # likewise

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +18,9 @@ from mmembed.reader.order import Numbers
 from mmembed.reader.samples import KEYS, Records, digest
 from mmembed.reader.source import Source
 from mmembed.shards import shard_path
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +41,10 @@ class Block:
         Args:
             rows: see `mmembed.reader.samples.Samples.rows_of`.
         """
-        here = {name: np.where(some < 0, -1, some - self.firsts[name]) for name, some in rows.items()}
+        firsts = self.firsts
+        here = {
+            name: np.where(some < 0, -1, some - firsts[name]) if firsts[name] else some for name, some in rows.items()
+        }
         found: Batch = {}
         for column in columns:
             of_one, is_json = column.modality, column.kind == "json"
@@ -117,17 +123,21 @@ class Loader:
         return table
 
 
-def read_ahead(units: Iterable[int], load: Callable[[int], Any], ahead: int, threads: int) -> Iterator[tuple[int, Any]]:
-    """What some units hold, in their order, while so many of the next are being read."""
+def read_ahead(
+    items: Iterable[Item], read: Callable[[Item], Read], ahead: int, threads: int
+) -> Iterator[tuple[Item, Read]]:
+    """Items and what is read of them, in their order, while so many of the next are being read."""
     with ThreadPoolExecutor(threads) as pool:
-        waiting: deque[tuple[int, Any]] = deque()
+        waiting: deque[tuple[Item, Future[Read]]] = deque()
         try:
-            for unit in units:
-                waiting.append((unit, pool.submit(load, unit)))
+            for item in items:
+                waiting.append((item, pool.submit(read, item)))
                 if len(waiting) > ahead:
-                    yield waiting[0][0], waiting.popleft()[1].result()
+                    done, result = waiting.popleft()
+                    yield done, result.result()
             while waiting:
-                yield waiting[0][0], waiting.popleft()[1].result()
+                done, result = waiting.popleft()
+                yield done, result.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -116,16 +116,7 @@ def taken(values: Values, rows: Numbers, is_json: bool) -> Any:
     Rows that follow each other are a view, which can't be written into.
     """
     if isinstance(values, np.ndarray):
-        if rows.ndim == 1 and len(rows) and rows[0] >= 0 and (np.diff(rows) == 1).all():
-            view = values[rows[0] : rows[-1] + 1]
-            view.flags.writeable = False
-            return view
-        if not len(values):
-            return np.zeros((*rows.shape, *values.shape[1:]), values.dtype)
-        found = np.take(values, np.maximum(rows, 0), axis=0)
-        if (rows < 0).any():
-            found[rows < 0] = 0
-        return found
+        return _taken(values, rows)
     flat = rows.reshape(-1)
     objects = values.take(pa.array(flat, mask=flat < 0)).to_pylist()
     if is_json:
@@ -137,6 +128,23 @@ def taken(values: Values, rows: Numbers, is_json: bool) -> Any:
         [item for item, row in zip(objects[start : start + width], line) if row >= 0]
         for start, line in zip(range(0, len(objects), width), rows.tolist())
     ]
+
+
+def _taken(values: NDArray[Any], rows: Numbers) -> NDArray[Any]:
+    lacks_some = bool(rows.size) and rows.min() < 0
+    if rows.ndim == 1 and len(rows) and not lacks_some:
+        first, last = int(rows[0]), int(rows[-1])
+        if last - first == len(rows) - 1 and (np.diff(rows) == 1).all():
+            view = values[first : last + 1]
+            view.flags.writeable = False
+            return view
+    if not lacks_some:
+        return values.take(rows, axis=0, mode="clip")  # which looks at no place twice
+    if not len(values):
+        return np.zeros((*rows.shape, *values.shape[1:]), values.dtype)
+    found = values.take(rows, axis=0, mode="clip")
+    found[rows < 0] = 0
+    return found
 
 
 def stacked(batches: Sequence[Batch]) -> Batch:

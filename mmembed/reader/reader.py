@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby, islice
+from itertools import accumulate, groupby, islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from mmembed.types import Space
 
 _AHEAD = 8  # units, at most
 _COPIES = 3  # of a unit in memory while it is read: its file, its table, its values
-_ORDERED = 32  # batches whose order is computed at once: numpy's calls cost more than what they do for one
+_AT_ONCE = 32  # batches whose rows are looked up at once: a call of numpy costs more than what it does for one
 
 
 class Place(NamedTuple):
@@ -227,16 +227,20 @@ class Reader:
         wrong = numbers[(numbers < -len(self)) | (numbers >= len(self))]
         if len(wrong):
             raise IndexError(f"there is no sample {wrong[0]}: there are {len(self)}")
-        return self._batch(self._block(), np.where(numbers < 0, numbers + len(self), numbers), self.epoch)
+        return self._batch(
+            self._block(), self._rows_of(np.where(numbers < 0, numbers + len(self), numbers), self.epoch)
+        )
 
     def _from_memory(self, places: Iterator[Place], epoch: int) -> Iterator[Batch]:
         block = self._block()
-        while some := list(islice(places, _ORDERED)):
+        while some := list(islice(places, _AT_ONCE)):
             numbers = np.concatenate([np.arange(place.start, place.stop) for place in some])
             if self.plan.shuffle:
                 numbers = shuffled(numbers, len(self), self.plan.seed, epoch)
-            for part in np.split(numbers, np.cumsum([place.stop - place.start for place in some])[:-1]):
-                yield self._batch(block, part, epoch)
+            rows = self._rows_of(numbers, epoch)
+            ends = list(accumulate(place.stop - place.start for place in some))
+            for start, end in pairwise([0, *ends]):
+                yield self._batch(block, {name: several[start:end] for name, several in rows.items()})
 
     def _from_files(self, places: Iterator[Place], units: Iterator[int], epoch: int) -> Iterator[Batch]:
         blocks, unit, block = self._read(units), -1, Block({}, {})
@@ -246,7 +250,7 @@ class Reader:
                 if wanted != unit:
                     unit, values = next(blocks)
                     block = Block({name: int(starts[unit]) for name, starts in self.samples.rows.items()}, values)
-                parts.append(self._batch(block, np.arange(start, stop), epoch))
+                parts.append(self._batch(block, self._rows_of(np.arange(start, stop), epoch)))
             yield stacked(parts)
 
     def _units_of(self, places: Iterator[Place]) -> Iterator[int]:
@@ -261,8 +265,10 @@ class Reader:
         ahead = max(1, min(_AHEAD, self.memory // max(_COPIES * len(names) * largest, 1) - 1))
         return read_ahead(units, lambda unit: self.loader(unit, self.units[unit]), ahead, source.threads)
 
-    def _batch(self, block: Block, numbers: Numbers, epoch: int) -> Batch:
-        rows = self.samples.rows_of(numbers, self.plan.seed, epoch)
+    def _rows_of(self, numbers: Numbers, epoch: int) -> Mapping[str, Numbers]:
+        return self.samples.rows_of(numbers, self.plan.seed, epoch)
+
+    def _batch(self, block: Block, rows: Mapping[str, Numbers]) -> Batch:
         found = block.batch(self.columns, rows)
         for name, how in zip(self.samples.modalities, self.samples.segments):
             if self.masked or how == STACK:

@@ -154,7 +154,9 @@ class Samples:
     def rows_of(self, samples: Numbers, seed: int, epoch: int) -> dict[str, Numbers]:
         """The rows of samples (n,) by modality: (n,), or (n, segments) where they are stacked; -1 where there is
         none."""
-        records = np.searchsorted(self.firsts, samples, side="right") - 1
+        records = samples
+        if len(self) > len(self.starts):  # some records have several samples
+            records = np.searchsorted(self.firsts, samples, side="right") - 1
         starts, counts = self.starts[records], self.counts[records]
         rest = samples - self.firsts[records]
         found = {}

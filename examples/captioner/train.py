@@ -1,0 +1,129 @@
+"""Train a captioner on a data set of mmembed: python train.py OUT MODEL.pt [flags]. The same command goes on."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data import Form, Statistics, Vocabulary, metadata_text, open_captions, tensors, usable, validates
+from model import Captioner, loss
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path, help="a data set that mmembed has built")
+    parser.add_argument("model", type=Path, help="the checkpoint; one that is there goes on")
+    parser.add_argument("--inputs", nargs="+", default=["image"], help="modalities that are captioned")
+    parser.add_argument("--columns", nargs="+", default=["feature", "embedding"], help="embedding alone: of small sets")
+    parser.add_argument("--metadata", nargs="+", default=[], help="keys of the metadata whose words are read as well")
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--rate", type=float, default=1e-3, help="Adam's learning rate; it falls to 0 as a cosine")
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=2, help="of self-attention over the segments")
+    parser.add_argument("--dropout", type=float, default=0.2)
+    parser.add_argument("--longest", type=int, default=30, help="words of a caption")
+    parser.add_argument("--least", type=int, default=2, help="how often a word must occur")
+    parser.add_argument("--save", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--validate", type=float, default=0.05, help="share of the training records for validation")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def begin(args: argparse.Namespace) -> dict[str, Any]:
+    """What a run starts from: vocabulary, sizes, and a model that knows the statistics of the training data."""
+    form = Form(args.inputs, args.columns, args.metadata, args.longest)
+    vectors_alone = form._replace(metadata=[])
+    statistics, segments = {name: Statistics() for name in form.inputs}, dict.fromkeys(form.inputs, 0)
+    texts: list[str] = []
+    for batch in open_captions(args.out, form, "train", 256):
+        rows = [row for row in usable(batch, form) if not validates(batch["id"][row], args.validate)]
+        texts += [f"{batch['text.media'][row]} {metadata_text(batch, form, row)}" for row in rows]
+        for name, (vectors, mask) in tensors(batch, vectors_alone, Vocabulary([]), rows).items():
+            statistics[name].add(vectors, mask)
+            segments[name] = vectors.shape[1]
+    vocabulary = Vocabulary.of(texts, args.least)
+    sizes: dict[str, Any] = {"words": len(vocabulary.words), "segments": segments}
+    sizes |= {"dims": {name: len(found.result()[0]) for name, found in statistics.items()}}
+    sizes |= {"width": args.width, "layers": args.layers, "dropout": args.dropout}
+    torch.manual_seed(args.seed)
+    weights = Captioner(**sizes).state_dict()
+    for name, found in statistics.items():
+        weights[f"encoder.scale.{name}.mean"], weights[f"encoder.scale.{name}.deviation"] = found.result()
+    state = {"step": 0, "form": form._asdict(), "words": vocabulary.words, "sizes": sizes, "model": weights}
+    return {**state, "optimizer": None, "random": torch.get_rng_state(), "reader": None}
+
+
+def write(path: Path, state: dict[str, Any]) -> None:
+    """Beside, to the disk, then renamed: what is at `path` is always whole."""
+    beside = path.with_suffix(".tmp")
+    with beside.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)
+
+
+def validation(args: argparse.Namespace, model: Captioner, form: Form, vocabulary: Vocabulary) -> float:
+    """Cross-entropy of the training records that are kept for it."""
+    model.eval()
+    total, count = 0.0, 0
+    for batch in open_captions(args.out, form, "train", 1024):
+        rows = [row for row in usable(batch, form) if validates(batch["id"][row], args.validate)]
+        if rows:
+            words = vocabulary.encode([batch["text.media"][row] for row in rows], form.longest)
+            with torch.no_grad():
+                total += len(rows) * float(loss(model(tensors(batch, form, vocabulary, rows), words), words))
+            count += len(rows)
+    model.train()
+    return total / max(count, 1)
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train, from the checkpoint on if there is one."""
+    state = torch.load(args.model, weights_only=True) if args.model.exists() else begin(args)
+    form, vocabulary, step = Form(**state["form"]), Vocabulary(state["words"]), state["step"]
+    model = Captioner(**state["sizes"]).train()
+    model.load_state_dict(state["model"])
+    optimizer = torch.optim.Adam(model.parameters(), args.rate)
+    reader = open_captions(args.out, form, "train", args.batch, True, args.seed)
+    if step:
+        optimizer.load_state_dict(state["optimizer"])
+        reader.load_state_dict(state["reader"])
+    torch.set_rng_state(state["random"])
+    begun, total = time.monotonic(), 0.0
+    while step < args.steps:
+        for batch in reader:
+            rows = [row for row in usable(batch, form) if not validates(batch["id"][row], args.validate)]
+            if rows:
+                words = vocabulary.encode([batch["text.media"][row] for row in rows], form.longest)
+                for group in optimizer.param_groups:
+                    group["lr"] = args.rate * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * step / args.steps)) / 2
+                error = loss(model(tensors(batch, form, vocabulary, rows), words), words)
+                optimizer.zero_grad()
+                error.backward()
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                total += error.item()
+            step += 1
+            if step % args.save == 0 or step == args.steps:
+                state |= {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"random": torch.get_rng_state(), "reader": reader.state_dict()}
+                write(args.model, state)
+                known = f"{total / args.save:.3f}, validation {validation(args, model, form, vocabulary):.3f}"
+                print(f"step {step}: cross-entropy {known}, {time.monotonic() - begun:.0f} s", flush=True)
+                total = 0.0
+            if step == args.steps:
+                return
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train(parse())
