@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def write_table(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
     # Vectors don't repeat: a dictionary of them costs time and space.
     plain = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]
     # Compression saves a tenth of embeddings, and doubles the time of reading them; of features it saves more.
-    codecs = {leaf: "none" if leaf.startswith("embedding.") else "zstd" for leaf in _leaves(table.schema)}
+    codecs = {
+        leaf: "none" if leaf.startswith("embedding.") else "zstd" for leaf in _leaves(table.schema.remove_metadata())
+    }
     pq.write_table(
         table,
         buffer,
@@ -88,8 +91,9 @@ def write_table(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
     write_bytes(path, memoryview(buffer.getvalue()))
 
 
+@cache
 def _leaves(schema: pa.Schema) -> list[str]:
-    """The names of a table's columns in Parquet, which has none within others."""
+    """What a table's columns, and those within them, are called in Parquet."""
     buffer = pa.BufferOutputStream()
     pq.write_table(schema.empty_table(), buffer)
     names = pq.ParquetFile(pa.BufferReader(buffer.getvalue())).schema

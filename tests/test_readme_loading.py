@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from mmembed.dataset import Dataset
 from mmembed.tables import vectors_from_arrow
 
 MODALITIES = ("image", "text", "audio")
+ROOT = Path(__file__).parents[1]
 
 
 def expected(out: Path, modality: str) -> Any:
@@ -73,3 +76,25 @@ def test_the_dataset_card_names_every_file_of_embeddings(small: Path) -> None:
     globs = re.findall(r"data_files: (\S+)", card)
     named = {path.relative_to(small).as_posix() for glob in globs for path in small.glob(glob)}
     assert named == set(Dataset.open(small).below("embeddings"))
+
+
+PROGRAMS = [
+    (path.name, program)
+    for path in (ROOT / "README.md", ROOT / "docs/training.md", ROOT / "examples/README.md")
+    for program in re.findall(r"^```python\n(.*?)^```", path.read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    if "mmembed.reader import" in program
+]
+
+
+@pytest.mark.parametrize(("name", "program"), PROGRAMS, ids=[name for name, _ in PROGRAMS])
+def test_the_programs_that_read_for_training_run_as_printed(small: Path, name: str, program: str) -> None:
+    """As scripts, since some start worker processes."""
+    assert "demo/out" in program, name
+    words = [sys.executable, "-W", "error", "-c", program.replace("demo/out", str(small))]
+    result = subprocess.run(words, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
+def test_there_is_one_of_them_on_each_page() -> None:
+    assert {name for name, _ in PROGRAMS} == {"README.md", "training.md"}
+    assert len(PROGRAMS) == 3

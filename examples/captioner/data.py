@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,41 +29,52 @@ class Form(NamedTuple):
         columns: "feature", "embedding", or both side by side.
         metadata: keys whose words it reads as well.
         longest: words of a text, at most.
+        spaces: of the vectors; others are refused.
     """
 
     inputs: list[str]
     columns: list[str]
     metadata: list[str]
     longest: int
+    spaces: dict[str, str]
 
 
 def open_captions(
-    root: Path | str, form: Form, split: str, batch_size: int, shuffle: bool = False, seed: int = 0
+    root: Path | str,
+    form: Form,
+    split: str,
+    batch_size: int,
+    captions: str = "random",
+    shuffle: bool = False,
+    seed: int = 0,
 ) -> Reader:
-    """Records of a split with what the form says, and one caption, at random."""
+    """Records of a split with what the form says, and one caption at random, or all with "stack"."""
     wanted = [f"{name}.{column}" for name in form.inputs for column in form.columns]
     return open_dataset(
         root,
         modalities=(*form.inputs, "text"),
         columns=(*wanted, *(f"metadata.{key}" for key in form.metadata), "text.media", "id"),
-        segments={**dict.fromkeys(form.inputs, "stack"), "text": "random"},
+        segments={**dict.fromkeys(form.inputs, "stack"), "text": captions},
         missing="mask",
         split=split,
         batch_size=batch_size,
         shuffle=shuffle,
         seed=seed,
+        spaces=form.spaces,
     )
 
 
 def usable(batch: Mapping[str, Any], form: Form) -> list[int]:
     """Which rows of a batch have a caption, and something to caption."""
     some = np.any([batch[f"{name}.mask"].any(1) for name in form.inputs], 0)
-    found: list[int] = np.flatnonzero(batch["text.mask"] & some).tolist()
+    captioned = batch["text.mask"].reshape(len(some), -1).any(1)
+    found: list[int] = np.flatnonzero(captioned & some).tolist()
     return found
 
 
 def validates(id: str, share: float) -> bool:
-    """Whether a training record is kept out of training, to choose by it how to train: by a hash of its id."""
+    """Whether a training record is kept out of training, to choose by it how to train: by a hash of its id. It may look
+    better than held-out records do, for near twins of it may be trained on."""
     return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=4).digest()) < share * 2**32
 
 
@@ -151,3 +163,13 @@ def load(path: Path | str) -> tuple[Captioner, Vocabulary, Form]:
     model = Captioner(**saved["sizes"])
     model.load_state_dict(saved["model"])
     return model.eval(), Vocabulary(saved["words"]), Form(**saved["form"])
+
+
+def save(path: Path, state: dict[str, Any]) -> None:
+    """Beside, to the disk, then renamed: what is at `path` is always whole."""
+    beside = path.with_suffix(".tmp")
+    with beside.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(beside, path)

@@ -7,6 +7,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ Figures = dict[str, float]
 KEYS = ("color", "shape", "count")
 
 
-def held_out(root: Path, form: Form, vocabulary: Vocabulary) -> tuple[list[str], list[str], Inputs]:
+def held_out(root: Path, form: Form, vocabulary: Vocabulary) -> tuple[list[str], list[list[str]], Inputs]:
     """Ids, captions and inputs of the held-out records that have a caption and a picture."""
-    [batch] = open_captions(root, form, "heldout", 1 << 30)
+    [batch] = open_captions(root, form, "heldout", 1 << 30, captions="stack")
     rows = [row for row in usable(batch, form) if batch["image.mask"][row].any()]
     texts = [batch["text.media"][row] for row in rows]
     return [batch["id"][row] for row in rows], texts, tensors(batch, form, vocabulary, rows)
@@ -49,12 +50,17 @@ def token_f1(found: str, true: str) -> float:
     return 2 * (first & second).total() / max(1, first.total() + second.total())
 
 
-def compare(found: Sequence[str], true: Sequence[str]) -> Figures:
-    """Mean token F1, BLEU-4 (sacrebleu, lower case, 0 to 100), CIDEr (pycocoevalcap, 0 to 10)."""
-    words = [{n: [" ".join(split_words(text))] for n, text in enumerate(texts)} for texts in (true, found)]
+def compare(found: Sequence[str], true: Sequence[Sequence[str]]) -> Figures:
+    """Mean token F1 with the nearest of a record's captions, BLEU-4 (sacrebleu, lower case, 0 to 100), CIDEr
+    (pycocoevalcap, 0 to 10)."""
+    words = [
+        {n: [" ".join(split_words(text)) for text in some] for n, some in enumerate(each)}
+        for each in (true, zip(found))
+    ]
+    references = list(zip_longest(*true))
     return {
-        "F1": float(np.mean([token_f1(*pair) for pair in zip(found, true)])),
-        "BLEU": sacrebleu.corpus_bleu(list(found), [list(true)], lowercase=True).score,
+        "F1": float(np.mean([max(token_f1(text, one) for one in some) for text, some in zip(found, true)])),
+        "BLEU": sacrebleu.corpus_bleu(list(found), references, lowercase=True).score,
         "CIDEr": float(Cider().compute_score(*words)[0]),
     }
 
@@ -96,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     model, vocabulary, form = load(args.model)
     ids, texts, inputs = held_out(args.out, form, vocabulary)
-    words = vocabulary.encode(texts, form.longest)
+    words = vocabulary.encode([captions[0] for captions in texts], form.longest)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
     shuffled = rows_of(inputs, order)
     training = read(args.out, "text", "text.media", "train", "random")

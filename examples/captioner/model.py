@@ -69,7 +69,8 @@ class Encoder(nn.Module):
             if name == METADATA:
                 values.append(self.word(given))
             else:
-                values.append(self.project[name](self.scale[name](given)) + self.place[name][: given.shape[1]])
+                place = torch.arange(given.shape[1]).clamp(max=len(self.place[name]) - 1)  # training may have had fewer
+                values.append(self.project[name](self.scale[name](given)) + self.place[name][place])
             present.append(mask)
         empty = ~torch.cat(present, 1)
         return Tokens(self.mix(torch.cat(values, 1), src_key_padding_mask=empty), empty)

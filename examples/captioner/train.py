@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data import Form, Statistics, Vocabulary, metadata_text, open_captions, tensors, usable, validates
+from data import Form, Statistics, Vocabulary, metadata_text, open_captions, save, tensors, usable, validates
 from model import Captioner, loss
 
 
@@ -34,21 +33,33 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--save", type=int, default=500, help="steps between checkpoints")
     parser.add_argument("--validate", type=float, default=0.05, help="share of the training records for validation")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if "image" not in args.inputs:
+        parser.error("--inputs must name image: captions are of pictures")
+    return args
+
+
+def flags(args: argparse.Namespace) -> dict[str, Any]:
+    """Those that a run can't change where it goes on."""
+    return {name: value for name, value in vars(args).items() if name not in ("out", "model", "save")}
 
 
 def begin(args: argparse.Namespace) -> dict[str, Any]:
     """What a run starts from: vocabulary, sizes, and a model that knows the statistics of the training data."""
-    form = Form(args.inputs, args.columns, args.metadata, args.longest)
+    form = Form(args.inputs, args.columns, args.metadata, args.longest, {})
+    reader = open_captions(args.out, form, "train", 256, captions="stack")
+    form = form._replace(spaces=dict(reader.spaces))
     vectors_alone = form._replace(metadata=[])
     statistics, segments = {name: Statistics() for name in form.inputs}, dict.fromkeys(form.inputs, 0)
     texts: list[str] = []
-    for batch in open_captions(args.out, form, "train", 256):
+    for batch in reader:
         rows = [row for row in usable(batch, form) if not validates(batch["id"][row], args.validate)]
-        texts += [f"{batch['text.media'][row]} {metadata_text(batch, form, row)}" for row in rows]
+        texts += [" ".join([*batch["text.media"][row], metadata_text(batch, form, row)]) for row in rows]
         for name, (vectors, mask) in tensors(batch, vectors_alone, Vocabulary([]), rows).items():
             statistics[name].add(vectors, mask)
             segments[name] = vectors.shape[1]
+    if not texts:
+        raise SystemExit(f"{args.out} has no training record with a caption and with {' or '.join(args.inputs)}")
     vocabulary = Vocabulary.of(texts, args.least)
     sizes: dict[str, Any] = {"words": len(vocabulary.words), "segments": segments}
     sizes |= {"dims": {name: len(found.result()[0]) for name, found in statistics.items()}}
@@ -57,18 +68,15 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
     weights = Captioner(**sizes).state_dict()
     for name, found in statistics.items():
         weights[f"encoder.scale.{name}.mean"], weights[f"encoder.scale.{name}.deviation"] = found.result()
-    state = {"step": 0, "form": form._asdict(), "words": vocabulary.words, "sizes": sizes, "model": weights}
+    state = {
+        "step": 0,
+        "flags": flags(args),
+        "form": form._asdict(),
+        "words": vocabulary.words,
+        "sizes": sizes,
+        "model": weights,
+    }
     return {**state, "optimizer": None, "random": torch.get_rng_state(), "reader": None}
-
-
-def write(path: Path, state: dict[str, Any]) -> None:
-    """Beside, to the disk, then renamed: what is at `path` is always whole."""
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def validation(args: argparse.Namespace, model: Captioner, form: Form, vocabulary: Vocabulary) -> float:
@@ -89,16 +97,21 @@ def validation(args: argparse.Namespace, model: Captioner, form: Form, vocabular
 def train(args: argparse.Namespace) -> None:
     """Train, from the checkpoint on if there is one."""
     state = torch.load(args.model, weights_only=True) if args.model.exists() else begin(args)
+    if state["flags"] != flags(args):
+        began = {name: value for name, value in state["flags"].items() if value != flags(args)[name]}
+        raise SystemExit(f"{args.model} was begun with {began}: give the same flags, or another file")
+    if state["step"] == args.steps:
+        print(f"{args.model} is trained: {args.steps} steps")
     form, vocabulary, step = Form(**state["form"]), Vocabulary(state["words"]), state["step"]
     model = Captioner(**state["sizes"]).train()
     model.load_state_dict(state["model"])
     optimizer = torch.optim.Adam(model.parameters(), args.rate)
-    reader = open_captions(args.out, form, "train", args.batch, True, args.seed)
+    reader = open_captions(args.out, form, "train", args.batch, shuffle=True, seed=args.seed)
     if step:
         optimizer.load_state_dict(state["optimizer"])
         reader.load_state_dict(state["reader"])
     torch.set_rng_state(state["random"])
-    begun, total = time.monotonic(), 0.0
+    begun, errors = time.monotonic(), list[float]()
     while step < args.steps:
         for batch in reader:
             rows = [row for row in usable(batch, form) if not validates(batch["id"][row], args.validate)]
@@ -111,15 +124,16 @@ def train(args: argparse.Namespace) -> None:
                 error.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
                 optimizer.step()
-                total += error.item()
+                errors.append(error.item())
             step += 1
             if step % args.save == 0 or step == args.steps:
                 state |= {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"random": torch.get_rng_state(), "reader": reader.state_dict()}
-                write(args.model, state)
-                known = f"{total / args.save:.3f}, validation {validation(args, model, form, vocabulary):.3f}"
-                print(f"step {step}: cross-entropy {known}, {time.monotonic() - begun:.0f} s", flush=True)
-                total = 0.0
+                save(args.model, state)
+                mean, kept = sum(errors) / max(len(errors), 1), validation(args, model, form, vocabulary)
+                seconds = time.monotonic() - begun
+                print(f"step {step}: cross-entropy {mean:.3f}, validation {kept:.3f}, {seconds:.0f} s", flush=True)
+                errors.clear()
             if step == args.steps:
                 return
 

@@ -15,7 +15,7 @@ from mmembed.errors import DatasetError
 from mmembed.reader.columns import Batch, Column, Values, joined, taken, values_of
 from mmembed.reader.memory import Shared
 from mmembed.reader.order import Numbers
-from mmembed.reader.samples import KEYS, Records, digest
+from mmembed.reader.samples import KEYS, Kept, digest
 from mmembed.reader.source import Source
 from mmembed.shards import shard_path
 
@@ -86,7 +86,7 @@ class Loader:
     modalities: Sequence[str]
     nulls: frozenset[str]
 
-    def __call__(self, unit: int, records: Records) -> Mapping[str, Mapping[str, Values]]:
+    def __call__(self, unit: int, kept: Kept) -> Mapping[str, Mapping[str, Values]]:
         """The values of a unit's rows by modality, each file compared with its checksum.
 
         Raises:
@@ -96,20 +96,28 @@ class Loader:
         for modality in self.modalities:
             wanted = [column for column in self.columns if column.modality in ("", modality)]
             found[modality] = {}
-            tables = {"embeddings": self._embeddings(unit, modality, wanted, records)}
+            tables = {"embeddings": self._embeddings(unit, modality, wanted, kept)}
             if any(column.folder == "features" for column in wanted):
                 tables["features"] = self._features(unit, modality, tables["embeddings"])
             for column in wanted:
                 found[modality][column.name] = values_of(
-                    tables[column.folder], column, records.kept[modality], column.name in self.nulls
+                    tables[column.folder], column, kept.rows[modality], column.name in self.nulls
                 )
         return found
 
-    def _embeddings(self, unit: int, modality: str, wanted: Sequence[Column], records: Records) -> pa.Table:
+    @property
+    def unit_bytes(self) -> int:
+        """The bytes of the files of a unit, at most."""
+        folders = {f"embeddings/{name}" for name in self.modalities}
+        folders |= {f"features/{one.modality}" for one in self.columns if one.folder == "features"}
+        known = self.source.dataset
+        return sum(max(file.bytes for file in known.below(folder).values()) for folder in folders)
+
+    def _embeddings(self, unit: int, modality: str, wanted: Sequence[Column], kept: Kept) -> pa.Table:
         path = shard_path(f"embeddings/{modality}", unit)
         leaves = [column.leaf for column in wanted if column.folder == "embeddings"]
         table = self.source.read(path, [*dict.fromkeys([*KEYS, *leaves])])
-        if digest(table) != records.digests[modality]:
+        if digest(table) != kept.digests[modality]:
             raise DatasetError(f"{self.source.name(path)} changed while it was read: open the data set again")
         return table
 

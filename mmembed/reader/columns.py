@@ -20,8 +20,8 @@ EMBEDDING, FEATURE = "embedding", "feature"
 VECTORS = {EMBEDDING: "project", FEATURE: "extract"}
 """Columns of vectors, and the stage that makes them."""
 
-OF_SEGMENTS = (EMBEDDING, FEATURE, "media", "segment", "span")
-"""Columns of a modality: "image.media"; "media" alone is that of each modality."""
+OF_SEGMENTS = {EMBEDDING: "vector", FEATURE: "vector", "media": "text", "segment": "number", "span": "object"}
+"""Columns of a modality and their kinds: "image.media"; "media" alone is that of each modality."""
 
 Values = Any
 """Of a column, row by row: vectors (n, dim) and numbers (n,) as numpy arrays, all else as an Arrow array."""
@@ -38,7 +38,7 @@ class Column:
         name: in a batch.
         modality: whose it is; "" if it is the record's, which each of its segments repeats.
         path: where it is in a Parquet file: ("metadata", "year").
-        kind: "vector", "number", "json" or "object".
+        kind: "vector", "number", "text", "json" or "object".
     """
 
     name: str
@@ -64,22 +64,23 @@ def columns_of(names: Sequence[str], modalities: Sequence[str], metadata: Mappin
         metadata: the kind of each of its keys, see `mmembed.tables.metadata_kinds`.
 
     Raises:
-        UsageError: there is no such column.
+        UsageError: there is no such column, or none is named.
     """
-    known = {"id": Column("id", "", ("id",), "object")}
+    known = {"id": Column("id", "", ("id",), "text")}
     for key, kind in metadata.items():
-        shown = "number" if kind in ("int", "float", "bool") else "json" if kind == "json" else "object"
+        shown = "number" if kind in ("int", "float", "bool") else "json" if kind == "json" else "text"
         known[f"metadata.{key}"] = Column(f"metadata.{key}", "", ("metadata", key), shown)
     for modality in modalities:
         for what in OF_SEGMENTS:
-            kind = "vector" if what in VECTORS else "number" if what == "segment" else "object"
-            known[f"{modality}.{what}"] = Column(f"{modality}.{what}", modality, (what,), kind)
+            known[f"{modality}.{what}"] = Column(f"{modality}.{what}", modality, (what,), OF_SEGMENTS[what])
     found = {}
     for name in names:
         for one in [f"{modality}.{name}" for modality in modalities] if name in OF_SEGMENTS else [name]:
             if one not in known:
                 raise UsageError(f"there is no column {one!r}; there are {', '.join([*OF_SEGMENTS, *known])}")
             found[one] = known[one]
+    if not found:
+        raise UsageError(f"columns: name at least one of {', '.join([*OF_SEGMENTS, *known])}")
     return list(found.values())
 
 

@@ -28,7 +28,8 @@ class Shared:
             UsageError: the disk has not so many.
         """
         size = max(size, 1)
-        self._attach(_on_disk(size) if on_disk else os.memfd_create("mmembed"), size)
+        in_memory = not on_disk and hasattr(os, "memfd_create")  # which Linux alone has
+        self._attach(os.memfd_create("mmembed") if in_memory else _on_disk(size), size)
 
     def _attach(self, file: int, size: int) -> None:
         self._file = file
@@ -60,7 +61,8 @@ def _on_disk(size: int) -> int:
     """A file without a name of so many bytes."""
     with tempfile.TemporaryFile() as file:
         try:
-            os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would end the process
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, size)  # a disk that is full later would end the process
         except OSError as error:
             raise UsageError(
                 f"{size / 1e9:.1f} GB of vectors are more than `memory` allows, and {tempfile.gettempdir()} can't take "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +26,7 @@ from mmembed.reader.samples import (
     RANDOM,
     SEGMENTS,
     SKIP,
+    Kept,
     Records,
     Samples,
     aligned,
@@ -37,8 +39,8 @@ from mmembed.types import Space
 
 def open_dataset(
     location: Path | str,
-    modalities: str | Sequence[str] = (),
-    columns: Sequence[str] = (EMBEDDING,),
+    modalities: str | Sequence[str] | None = None,
+    columns: str | Sequence[str] = (EMBEDDING,),
     split: str = TRAIN,
     *,
     segments: str | Mapping[str, str] = "",
@@ -87,42 +89,59 @@ def open_dataset(
     if "project" not in source.dataset.stages:
         raise UsageError(f"{location} has no embeddings yet: run `mmembed project`, or `mmembed build` for all")
     there = list(source.dataset.modalities("project"))
-    names = [modalities] if isinstance(modalities, str) else list(modalities) or there
+    names = _names(modalities) or there
     for name in [*names, *([neighbors] if neighbors else [])]:
         _one_of("modality", name, there)
     _one_of("split", split, (TRAIN, HELD_OUT, EVERYTHING))
     _one_of("missing", missing, MISSING)
-    if batch_size < 1 or not 0 <= rank < ranks:
-        raise UsageError(f"batch_size = {batch_size}, rank = {rank} of {ranks}: at least 1, and a rank from 0 on")
     chosen = _segments(segments, names)
-    wanted = columns_of(columns, names, source.dataset.stage("project").summary["kinds"])
+    wanted = columns_of(_names(columns), names, _kinds(source))
     vectors = _vectors(source, wanted)
     _check_spaces(str(location), {name: str(space) for name, (space, _) in vectors.items()}, spaces or {})
+    plan, bytes = _plan(batch_size, drop_last, rank, ranks, shuffle, seed), size_of("memory", str(memory))
+    if not bytes:
+        raise UsageError(f"memory = {memory!r}: must be a size such as 500MB or 2GB")
     asking = None
     if neighbors:
         _check_asking(source, names[0], vectors, missing)
         asking = Neighbours(source.dataset, names[0], neighbors, k, split)
         asking.check()
-    loaded = (
-        wanted if asking is None else list({one.name: one for one in [*wanted, *columns_of(["id"], [], {})]}.values())
-    )
+    loaded = columns_of([*(one.name for one in wanted), *(["id"] if asking else [])], names, _kinds(source))
     units, samples, nulls = _samples(source, chosen, split, missing, loaded)
     if not len(samples):
         having = (" and " if missing == SKIP else " or ").join(names)
         raise UsageError(f"{location} has no sample: no record of the split {split!r} has {having}")
-    return Reader(
-        wanted,
-        {name: str(space) for name, (space, _) in vectors.items()},
-        units,
-        samples,
-        Loader(source, loaded, names, nulls),
-        vectors,
-        asking,
-        Plan(batch_size, drop_last, rank, ranks, shuffle, seed),
-        missing == MASK,
-        size_of("memory", memory),
-        _fingerprint(source, wanted, chosen, split, missing),
-    )
+    if plan.is_over(0, len(samples)):
+        raise UsageError(
+            f"with drop_last nothing is left: {len(samples)} samples don't fill a batch of {batch_size} on each rank"
+        )
+    loader = Loader(source, loaded, names, nulls)
+    fingerprint = _fingerprint(source, chosen, split, missing)
+    return Reader(wanted, units, samples, loader, vectors, asking, plan, missing == MASK, bytes, fingerprint)
+
+
+def _names(given: str | Sequence[str] | None) -> list[str]:
+    """One name, or several, each once."""
+    return [given] if isinstance(given, str) else list(dict.fromkeys(given or ()))
+
+
+def _kinds(source: Source) -> Mapping[str, str]:
+    """The kind of each key of the metadata."""
+    kinds: Mapping[str, str] = source.dataset.stage("project").summary["kinds"]
+    return kinds
+
+
+def _plan(batch_size: int, drop_last: bool, rank: int, ranks: int, shuffle: bool, seed: int) -> Plan:
+    numbers = {"batch_size": batch_size, "rank": rank, "ranks": ranks, "seed": seed}
+    for name, value in numbers.items():
+        try:
+            numbers[name] = operator.index(value)  # numpy's too, which JSON does not know
+        except TypeError as error:
+            raise UsageError(f"{name} = {value!r}: must be a whole number") from error
+    size, rank, ranks, seed = numbers.values()
+    if size < 1 or not 0 <= rank < ranks:
+        raise UsageError(f"batch_size = {size}, rank = {rank} of {ranks}: at least 1, and a rank from 0 on")
+    return Plan(size, bool(drop_last), rank, ranks, bool(shuffle), seed)
 
 
 def _one_of(what: str, value: str, known: Sequence[str]) -> None:
@@ -176,11 +195,11 @@ def _check_asking(source: Source, asking: str, vectors: Mapping[str, Any], missi
 
 def _samples(
     source: Source, segments: Mapping[str, str], split: str, missing: str, columns: Sequence[Column]
-) -> tuple[list[Records], Samples, frozenset[str]]:
+) -> tuple[list[Kept], Samples, frozenset[str]]:
     """What the units hold, the samples, and names of columns with nulls anywhere."""
     count = len(source.dataset.below(f"embeddings/{next(iter(segments))}"))
 
-    def look(unit: int) -> tuple[Records, set[str]]:
+    def look(unit: int) -> tuple[tuple[Kept, Records], set[str]]:
         tables, nulls = {}, set()
         for name in segments:
             tables[name], found = source.peek(shard_path(f"embeddings/{name}", unit), KEYS)
@@ -189,16 +208,16 @@ def _samples(
 
     with ThreadPoolExecutor(source.threads) as pool:
         looked = list(pool.map(look, range(count)))
-    units = [records for records, _ in looked]
-    nulls = set[str]().union(*(found for _, found in looked))
-    return units, Samples.of(segments, units), frozenset(one.name for one in columns if one.leaf in nulls)
+    units = [found for found, _ in looked]
+    nulls = set[str]().union(*(leaves for _, leaves in looked))
+    return (
+        [kept for kept, _ in units],
+        Samples.of(segments, units),
+        frozenset(one.name for one in columns if one.leaf in nulls),
+    )
 
 
-def _fingerprint(
-    source: Source, columns: Sequence[Column], segments: Mapping[str, str], split: str, missing: str
-) -> str:
+def _fingerprint(source: Source, segments: Mapping[str, str], split: str, missing: str) -> str:
     """Of the samples: what they are made of, and how."""
-    folders = {f"{column.folder}/{name}" for column in columns for name in segments if column.modality in ("", name)}
-    files = {folder: source.dataset.below(folder) for folder in sorted(folders | {f"embeddings/{n}" for n in segments})}
-    sums = {folder: [file.sha256 for file in some.values()] for folder, some in files.items()}
+    sums = [[file.sha256 for file in source.dataset.below(f"embeddings/{name}").values()] for name in segments]
     return fingerprint(sums, list(segments.items()), split, missing)

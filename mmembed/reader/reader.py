@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import accumulate, groupby, islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mmembed.errors import UsageError
 from mmembed.reader.blocks import Block, Loader, Resident, read_ahead
 from mmembed.reader.columns import Batch, Column, stacked
-from mmembed.reader.memory import Shared
 from mmembed.reader.neighbours import Neighbours
 from mmembed.reader.order import Numbers, share, shuffled, steps
-from mmembed.reader.samples import STACK, Records, Samples
+from mmembed.reader.samples import STACK, Kept, Samples
 from mmembed.types import Space
 
 _AHEAD = 8  # units, at most
@@ -56,41 +56,18 @@ class Plan:
         return next(steps(position, count, self.batch_size, self.ranks, self.drop_last), None) is None
 
 
-class Progress:
-    """Where a reader is, for all processes that read for it.
+class Progress(NamedTuple):
+    """Where a reader is.
 
-    Attributes of the array: the epoch, the position where it was begun, and the position after the last batch.
+    Attributes:
+        epoch: that is read now or next.
+        start: the position where it was begun.
+        position: the one after the batch that was given out last.
     """
 
-    def __init__(self, shared: Shared | None = None) -> None:
-        self._shared = shared or Shared(3 * 8, on_disk=False)
-        self._values = np.frombuffer(self._shared.map, np.int64, 3)
-
-    def __reduce__(self) -> Any:
-        return Progress, (self._shared,)
-
-    @property
-    def epoch(self) -> int:
-        """0, 1, …"""
-        return int(self._values[0])
-
-    @property
-    def start(self) -> int:
-        """The position where the epoch was begun."""
-        return int(self._values[1])
-
-    @property
-    def position(self) -> int:
-        """The position after the last batch."""
-        return int(self._values[2])
-
-    def begin(self, epoch: int, start: int) -> None:
-        """An epoch is read from a position on."""
-        self._values[:] = epoch, start, start
-
-    def advance(self, position: int) -> None:
-        """The batches up to a position were given out."""
-        self._values[2] = position
+    epoch: int = 0
+    start: int = 0
+    position: int = 0
 
 
 @dataclass(eq=False)
@@ -99,7 +76,8 @@ class Reader:
 
     `len(ds)` is the number of samples, `ds[3]` one of them in the order of the files, `ds[[3, 5]]` and `ds[:10]`
     several. `for batch in ds` is one epoch of batches: by name of the columns, numpy arrays whose first axis are the
-    samples, and lists. The next `for` is the next epoch; one that was left early is begun again.
+    samples, and lists. The next `for` is the next epoch; one that was left early is begun again. Rows that follow each
+    other are views, which can't be written into.
 
     Where segments are stacked, and with `missing="mask"`, `image.mask` says what is there: bool (n, segments) or (n,).
 
@@ -107,48 +85,64 @@ class Reader:
         spaces: by column of vectors, what they are of: what a model that is trained on them should ask for later.
         bytes: what the vectors take in memory.
         fingerprint: of the samples; a state fits the reader with the same one.
+        epoch: that is read now or next; set it to read another.
     """
 
     columns: Sequence[Column]
-    spaces: Mapping[str, str]
-    units: Sequence[Records]
+    units: Sequence[Kept]
     samples: Samples
     loader: Loader
-    vectors: Mapping[str, tuple[Space, Any]]
+    vectors: Mapping[str, tuple[Space, np.dtype[Any]]]
     neighbours: Neighbours | None
     plan: Plan
     masked: bool
     memory: int
     fingerprint: str
-    _progress: Progress = field(default_factory=Progress)
+    progress: Progress = Progress()
     _resident: Resident | None = None
+
+    @property
+    def spaces(self) -> dict[str, str]:
+        """By column of vectors."""
+        return {name: str(space) for name, (space, _) in self.vectors.items()}
+
+    @property
+    def modalities(self) -> list[str]:
+        """Of a sample."""
+        return list(self.samples.modalities)
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, which: Any) -> Batch:
-        """One sample by its number, or a batch of several: a slice, or a list or an array of numbers."""
+        """One sample by its number, or a batch of several: a slice, a list or an array of numbers, or a mask.
+
+        Raises:
+            IndexError: there is no such sample.
+            TypeError: this is none of them.
+        """
         if isinstance(which, slice):
             return self._take(np.arange(*which.indices(len(self))))
         if isinstance(which, Sequence | np.ndarray) and np.ndim(which):
-            return self._take(np.asarray(which, np.int64))
+            return self._take(_numbers(np.asarray(which), len(self)))
         return {name: value[0] for name, value in self._take(np.array([operator.index(which)])).items()}
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from self.told(self.batches())
+        yield from self.told(self.batches(self.progress.epoch, self.progress.start))
 
-    def told(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Batches of this epoch that are given out now, whoever has read them: `state_dict` counts them."""
-        epoch, start = self._progress.epoch, self._progress.start
-        self._progress.begin(epoch, start)
+    def told(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches of this epoch, given out now, whoever has read them: `state_dict` counts them."""
+        epoch, start, _ = self.progress
+        self.progress, is_over = Progress(epoch, start, start), False
         for place, batch in zip(self.plan.places(start, len(self)), batches):
-            self._progress.advance(place.end)
+            is_over = self.plan.is_over(place.end, len(self))
+            self.progress = Progress(epoch + 1) if is_over else Progress(epoch, start, place.end)
             yield batch
-        self._progress.begin(epoch + 1, 0)
+        if not is_over:  # the others had something left for a last step, and this rank had not
+            self.progress = Progress(epoch + 1)
 
-    def batches(self, worker: int = 0, workers: int = 1) -> Iterator[Batch]:
-        """The batches of this epoch, or those that one of several workers reads: each in turn one."""
-        epoch, start = self._progress.epoch, self._progress.start
+    def batches(self, epoch: int, start: int, worker: int = 0, workers: int = 1) -> Iterator[Batch]:
+        """The batches of an epoch from a position on, or those that one of several workers reads: each in turn one."""
 
         def places() -> Iterator[Place]:
             return islice(self.plan.places(start, len(self)), worker, None, workers)
@@ -161,37 +155,40 @@ class Reader:
     @property
     def batches_per_epoch(self) -> int:
         """How many batches this rank reads in a whole epoch."""
-        return sum(1 for _ in self.plan.places(0, len(self)))
+        whole = self.plan.batch_size * self.plan.ranks
+        full = max(len(self) // whole - 1, 0)  # of the last steps some may be shared in another way
+        return full + sum(1 for _ in self.plan.places(full * whole, len(self)))
 
     @property
     def epoch(self) -> int:
-        """The epoch that is read now or next: 0, 1, …"""
-        return self._progress.epoch
+        """0, 1, …"""
+        return self.progress.epoch
 
     @epoch.setter
     def epoch(self, number: int) -> None:
-        self._progress.begin(number, 0)
+        self.progress = Progress(number)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the reader is, after the batch that was given out last: JSON values, the same on all ranks."""
-        epoch, position = self._progress.epoch, self._progress.position
-        if self.plan.is_over(position, len(self)):
-            epoch, position = epoch + 1, 0
-        return {**self._identity(), "epoch": epoch, "position": position}
+        return {**self._identity(), "epoch": self.progress.epoch, "position": self.progress.position}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the batch after those that a state counts, also with another batch size or number of ranks.
+        """Go on with the sample after those that a state counts, also with another batch size or number of ranks.
 
         Raises:
-            UsageError: the state is of another data set, other samples or another order.
+            UsageError: the state is of another data set, other samples or another order, or is damaged.
         """
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise UsageError(
                     f"this state does not fit: its {name} is {state.get(name)!r}, here it is {value!r}; open the data "
-                    "set that it was saved with, with the same modalities, segments, split, shuffle and seed"
+                    "set that it was saved with, with the same modalities, segments, missing, split, shuffle and seed"
                 )
-        self._progress.begin(state["epoch"], state["position"])
+        epoch, position = state.get("epoch"), state.get("position")
+        if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(self):
+            raise UsageError(f"this state is damaged: its epoch is {epoch!r}, and its position {position!r}")
+        is_over = self.plan.is_over(position, len(self))
+        self.progress = Progress(epoch + 1) if is_over else Progress(epoch, position, position)
 
     def _identity(self) -> dict[str, Any]:
         return {"samples": self.fingerprint, "shuffle": self.plan.shuffle, "seed": self.plan.seed}
@@ -219,8 +216,7 @@ class Reader:
         """What the vectors take."""
         rows = {name: int(starts[-1]) for name, starts in self.samples.rows.items()}
         return sum(
-            rows[name.split(".")[0]] * space.dim * np.dtype(dtype).itemsize
-            for name, (space, dtype) in self.vectors.items()
+            rows[name.split(".")[0]] * space.dim * dtype.itemsize for name, (space, dtype) in self.vectors.items()
         )
 
     def _take(self, numbers: Numbers) -> Batch:
@@ -260,10 +256,8 @@ class Reader:
 
     def _read(self, units: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """The values of units, some of which are read before they are needed: as many as the memory holds."""
-        source, names = self.loader.source, self.samples.modalities
-        largest = max(file.bytes for name in names for file in source.dataset.below(f"embeddings/{name}").values())
-        ahead = max(1, min(_AHEAD, self.memory // max(_COPIES * len(names) * largest, 1) - 1))
-        return read_ahead(units, lambda unit: self.loader(unit, self.units[unit]), ahead, source.threads)
+        ahead = max(1, min(_AHEAD, self.memory // max(_COPIES * self.loader.unit_bytes, 1) - 1))
+        return read_ahead(units, lambda unit: self.loader(unit, self.units[unit]), ahead, self.loader.source.threads)
 
     def _rows_of(self, numbers: Numbers, epoch: int) -> Mapping[str, Numbers]:
         return self.samples.rows_of(numbers, self.plan.seed, epoch)
@@ -283,3 +277,14 @@ class Reader:
             asking, vectors = asking[:, 0], vectors[:, 0]
         [ids] = block.batch([one for one in self.loader.columns if one.name == "id"], rows).values()
         return neighbours.columns(asking, vectors, ids)
+
+
+def _numbers(which: NDArray[Any], count: int) -> Numbers:
+    """The numbers of samples that an array of numbers, or a mask of all samples, means."""
+    if which.ndim == 1 and which.dtype == bool and len(which) == count:
+        return np.flatnonzero(which)
+    if which.ndim != 1 or (len(which) and which.dtype.kind not in "iu"):
+        raise TypeError(
+            f"samples are asked for by numbers (n,), or a mask of all {count}, not by {which.dtype} {which.shape}"
+        )
+    return which.astype(np.int64)

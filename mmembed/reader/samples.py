@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -27,23 +28,32 @@ KEYS = ("id", "segment", "split")
 
 
 @dataclass(frozen=True, eq=False)
-class Records:
-    """Where the segments of the records of a unit lie.
+class Kept:
+    """What of a unit's files is read.
 
     Attributes:
-        kept: by modality, which rows of its file are of the split, bool (n,). Kept rows are numbered 0, 1, …
-        starts: the first of each record's rows, int64 (records, modalities).
-        counts: how many it has there, int64 (records, modalities).
+        rows: by modality, which rows of its file are of the split, bool (n,); none where the unit has no sample. Those
+            that are kept are numbered 0, 1, …
         digests: by modality, of what the file says of them.
     """
 
-    kept: Mapping[str, NDArray[np.bool_]]
-    starts: Numbers
-    counts: Numbers
+    rows: Mapping[str, NDArray[np.bool_]]
     digests: Mapping[str, bytes]
 
 
-def aligned(tables: Mapping[str, pa.Table], split: str, missing: str) -> Records:
+class Records(NamedTuple):
+    """Where the segments of a unit's records lie.
+
+    Attributes:
+        starts: the first of each record's kept rows, int64 (records, modalities).
+        counts: how many it has there, int64 (records, modalities).
+    """
+
+    starts: Numbers
+    counts: Numbers
+
+
+def aligned(tables: Mapping[str, pa.Table], split: str, missing: str) -> tuple[Kept, Records]:
     """The records of a unit that are of a split, in the order of the first modality's file.
 
     Args:
@@ -65,7 +75,9 @@ def aligned(tables: Mapping[str, pa.Table], split: str, missing: str) -> Records
     if missing == SKIP:
         whole = (several > 0).all(axis=1)
         found, several = found[whole], several[whole]
-    return Records(kept, found, several, {name: digest(table) for name, table in tables.items()})
+    if not len(found):  # the unit is not read at all
+        kept = {name: np.zeros_like(rows) for name, rows in kept.items()}
+    return Kept(kept, {name: digest(table) for name, table in tables.items()}), Records(found, several)
 
 
 def digest(table: pa.Table) -> bytes:
@@ -117,7 +129,7 @@ class Samples:
     rows: Mapping[str, Numbers]
 
     @classmethod
-    def of(cls, segments: Mapping[str, str], units: Sequence[Records]) -> Samples:
+    def of(cls, segments: Mapping[str, str], units: Sequence[tuple[Kept, Records]]) -> Samples:
         """The samples of units.
 
         Args:
@@ -125,18 +137,18 @@ class Samples:
         """
         modalities = list(segments)
         rows = {
-            name: np.array([0, *accumulate(int(unit.kept[name].sum()) for unit in units)], np.int64)
+            name: np.array([0, *accumulate(int(kept.rows[name].sum()) for kept, _ in units)], np.int64)
             for name in modalities
         }
         before = np.stack([rows[name][:-1] for name in modalities], axis=1)
         empty = np.empty((0, len(modalities)), np.int64)
-        starts = np.concatenate([empty, *(unit.starts + offset for unit, offset in zip(units, before))])
-        counts = np.concatenate([empty, *(unit.counts for unit in units)])
+        starts = np.concatenate([empty, *(records.starts + offset for (_, records), offset in zip(units, before))])
+        counts = np.concatenate([empty, *(records.counts for _, records in units)])
         several = [place for place, how in enumerate(segments.values()) if how == ALL]
         samples = np.maximum(counts[:, several], 1).prod(axis=1)
         firsts = np.append(0, np.cumsum(samples))
-        records = np.array([0, *accumulate(len(unit.starts) for unit in units)], np.int64)
-        return cls(modalities, list(segments.values()), starts, counts, firsts, firsts[records], rows)
+        ends = np.array([0, *accumulate(len(records.starts) for _, records in units)], np.int64)
+        return cls(modalities, list(segments.values()), starts, counts, firsts, firsts[ends], rows)
 
     def __len__(self) -> int:
         return int(self.firsts[-1])

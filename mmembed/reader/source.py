@@ -114,12 +114,12 @@ def _open(file_system: fs.FileSystem, path: PurePosixPath) -> pa.NativeFile:
 
 
 def _nulls(metadata: pq.FileMetaData) -> dict[str, int]:
-    """The nulls of each leaf of a Parquet file; one where the file does not say."""
+    """The nulls of each leaf of a Parquet file; all of its rows where the file does not say."""
     found: dict[str, int] = {}
     for group in map(metadata.row_group, range(metadata.num_row_groups)):
         for column in map(group.column, range(metadata.num_columns)):
             known = column.statistics is not None and column.statistics.has_null_count
-            nulls = column.statistics.null_count if known else 1
+            nulls = column.statistics.null_count if known else group.num_rows
             found[column.path_in_schema] = found.get(column.path_in_schema, 0) + nulls
     return found
 

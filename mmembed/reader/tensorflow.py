@@ -18,8 +18,9 @@ def dataset(reader: Reader) -> Any:
     Raises:
         UsageError: a column is neither of numbers nor of texts, one for each sample.
     """
-    first = reader[:1]
-    signature = {name: _spec(name, value) for name, value in first.items()}
+    first = next(reader.batches(0, 0))
+    texts = {column.name for column in reader.columns if column.kind == "text"}
+    signature = {name: _spec(name, value, name in texts) for name, value in first.items()}
 
     def epoch() -> Iterator[dict[str, Any]]:
         for batch in reader:
@@ -32,9 +33,11 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, np.ndarray) else [text or "" for text in value]
 
 
-def _spec(name: str, value: Any) -> Any:
+def _spec(name: str, value: Any, is_text: bool) -> Any:
     if isinstance(value, np.ndarray):
         return tf.TensorSpec((None, *value.shape[1:]), value.dtype)
-    if isinstance(value[0], str | None):
+    if name == "neighbors.id":
+        return tf.TensorSpec((None, len(value[0])), tf.string)
+    if is_text and not isinstance(value[0], list):
         return tf.TensorSpec((None,), tf.string)
     raise UsageError(f"{name} can't be a tensor: leave it out of the columns")

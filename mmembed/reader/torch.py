@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from mmembed.errors import UsageError
+from mmembed.reader.memory import Shared
 from mmembed.reader.reader import Reader
 
 
@@ -24,7 +27,8 @@ def _tensor(value: Any) -> Any:
 
 
 class Samples(Dataset[dict[str, Any]]):
-    """A reader's samples by number, for a sampler of one's own; `shuffle` of the reader plays no part.
+    """A reader's samples by number, for a sampler of one's own. The reader's own order plays no part; which of several
+    segments a sample has goes by `reader.epoch`, which is to be set before each epoch.
 
     `DataLoader(Samples(ds), sampler=BatchSampler(…), batch_size=None)` takes whole batches at once.
     """
@@ -42,20 +46,25 @@ class Samples(Dataset[dict[str, Any]]):
 
 class Batches(IterableDataset[dict[str, Any]]):
     """A reader's epochs for `DataLoader(Batches(ds), batch_size=None, num_workers=…)`. With workers the reader does not
-    know how far the loop is: set `ds.epoch` before each epoch, or use a `Loader`."""
+    know how far the loop is: set `ds.epoch` before each epoch, or use a `Loader`, as `persistent_workers` need."""
 
     def __init__(self, reader: Reader) -> None:
         if reader.plan.shuffle or reader.bytes <= reader.memory:
             reader.load()  # before workers are started, which find it in memory
         self.reader = reader
+        self.begins: Shared | None = None
 
     def __len__(self) -> int:
         return self.reader.batches_per_epoch
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         worker = get_worker_info()
-        batches = iter(self.reader) if worker is None else self.reader.batches(worker.id, worker.num_workers)
-        return map(as_tensors, batches)
+        if worker is None:
+            return map(as_tensors, self.reader)
+        epoch, start, _ = self.reader.progress
+        if self.begins is not None:  # what the reader said when this worker was started may be long past
+            epoch, start = _numbers(self.begins).tolist()
+        return map(as_tensors, self.reader.batches(epoch, start, worker.id, worker.num_workers))
 
 
 class Loader:
@@ -68,9 +77,16 @@ class Loader:
         """
         Args:
             options: of `DataLoader`, such as pin_memory and persistent_workers.
+
+        Raises:
+            UsageError: batches shall come in any order.
         """
+        if not options.get("in_order", True):
+            raise UsageError("in_order = False: a state counts batches in their order; leave it out, or use Batches")
         self.reader = reader
-        self._loader = DataLoader(Batches(reader), batch_size=None, num_workers=num_workers, **options)
+        self._batches = Batches(reader)
+        self._batches.begins = Shared(2 * 8, on_disk=False)
+        self._loader = DataLoader(self._batches, batch_size=None, num_workers=num_workers, **options)
 
     def __len__(self) -> int:
         return self.reader.batches_per_epoch
@@ -78,6 +94,8 @@ class Loader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if not self._loader.num_workers:
             return iter(self._loader)
+        assert self._batches.begins is not None
+        _numbers(self._batches.begins)[:] = self.reader.progress[:2]
         return self.reader.told(self._loader)
 
     def state_dict(self) -> dict[str, Any]:
@@ -87,3 +105,8 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Reader.load_state_dict`."""
         self.reader.load_state_dict(state)
+
+
+def _numbers(shared: Shared) -> NDArray[np.int64]:
+    """An epoch, and the position where it is begun."""
+    return np.frombuffer(shared.map, np.int64, 2)

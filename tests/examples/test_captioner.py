@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -60,6 +61,14 @@ def test_segments_that_are_not_there_change_nothing(model: Captioner) -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(given, words), model(other, words))
         assert not torch.equal(model(given, words), model(inputs(6, seed=1), words))
+
+
+def test_a_record_may_have_more_segments_than_those_of_training(model: Captioner) -> None:
+    given = inputs(2)
+    more = {**given, "image": tuple(torch.cat([part, part], 1) for part in given["image"])}
+    words = torch.tensor([[START, 4, END], [START, 5, END]])
+    with torch.no_grad():
+        assert model(more, words).shape == (2, 2, WORDS)
 
 
 def test_a_word_depends_on_those_before_it_alone(model: Captioner) -> None:
@@ -165,6 +174,23 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(small: Path, tmp_path:
     assert torch.equal(found["random"], expected["random"])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--width", "64"], r"was begun with \{'width': 32\}: give the same flags, or another file"),
+        (["--inputs", "audio"], "--inputs must name image"),
+        ([], "is trained: 96 steps"),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_with_its_own_flags_alone(small: Path, trained: Path, change: list[str], message: str) -> None:
+    before = trained.read_bytes()
+    result = subprocess.run([*command(small, trained), *change], capture_output=True, text=True)
+    assert re.search(message, result.stdout + result.stderr)
+    assert (result.returncode == 0) == (not change)
+    assert trained.read_bytes() == before
+
+
 @pytest.fixture(scope="module")
 def trained(small: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("trained") / "model.pt"
@@ -203,7 +229,7 @@ def test_a_model_is_judged_beside_baselines(
     model, vocabulary, form = load(trained)
     ids, texts, given = evaluate.held_out(small, form, vocabulary)
     assert figures["records"] == len(ids) == len(texts) > 2
-    words = vocabulary.encode(texts, form.longest)
+    words = vocabulary.encode([captions[0] for captions in texts], form.longest)
     losses, right = [], []
     for row in range(len(ids)):  # one by one, word by word
         length = int((words[row] != PAD).sum())
@@ -221,12 +247,11 @@ def test_words_in_common_as_an_f1() -> None:
     assert evaluate.token_f1("a red star", "the red star.") == 1
     assert evaluate.token_f1("two red red stars", "red stars here") == pytest.approx(2 * 2 / (4 + 3))
     assert evaluate.token_f1("", "star") == 0
-    same = evaluate.compare(
-        ["two big red stars", "one small blue ring here"], ["two big red stars", "one small blue ring here"]
-    )
+    texts = ["two big red stars", "one small blue ring here"]
+    same = evaluate.compare(texts, [["not this one", texts[0]], [texts[1]]])
     assert same["F1"] == 1
     assert same["BLEU"] == pytest.approx(100)
-    assert same["CIDEr"] == pytest.approx(10)
+    assert same["CIDEr"] == pytest.approx(7.5)  # the mean over captions, of which one is quite another
 
 
 def test_what_captions_of_the_sample_name_is_read_rightly(rows: list[dict[str, Any]]) -> None:

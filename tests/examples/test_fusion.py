@@ -28,7 +28,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "audio": random.normal(size=(1, 8)),
         }
         there = {name: value.astype(np.float32) for name, value in vectors.items() if name != "audio" or number % 3}
-        rows.append(Row(f"r{number:03d}", there, {"colour": f"c{colour}", "shape": int(shape)}))
+        metadata = {"colour": None if number == 4 else f"c{colour}", "shape": None if number == 8 else int(shape)}
+        rows.append(Row(f"r{number:03d}", there, metadata))
     held_out = {f"r{number:03d}" for number in range(0, 300, 4)}
     return build(
         tmp_path_factory.mktemp("data") / "out", rows, MODALITIES, 8, unit=64, held_out=held_out, until="project"
@@ -37,7 +38,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_modalities_that_are_missing_change_nothing() -> None:
     torch.manual_seed(0)
-    model = fusion.Fusion(8, 4).eval()
+    model = fusion.Fusion(3, 8, 4).eval()
     embeddings, present = torch.randn(6, 3, 8), torch.rand(6, 3) > 0.5
     other = torch.where(present[..., None], embeddings, 7.0)
     with torch.no_grad():
@@ -47,10 +48,11 @@ def test_modalities_that_are_missing_change_nothing() -> None:
     assert (shares.sum(1) <= 1 + 1e-6).all()
 
 
-def test_records_come_with_their_classes_and_with_what_they_lack(out: Path) -> None:
+def test_records_come_with_their_classes_and_with_what_they_lack(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
     records = fusion.read(out, ["colour", "shape"], "heldout")
-    assert records.embeddings.shape == (75, 3, 8)
-    assert records.present[:, 2].sum() == 50
+    assert "2 records of heldout have no colour and shape: left out" in capsys.readouterr().out
+    assert records.embeddings.shape == (73, 3, 8)
+    assert records.present[:, 2].sum() == 48
     assert not records.embeddings[~records.present].any()
     assert len(set(records.classes)) == 9
     lengths = records.embeddings.norm(dim=2)[records.present]
@@ -64,7 +66,7 @@ def test_it_says_what_each_modality_adds(
     monkeypatch.setattr(sys, "argv", words)
     fusion.main()
     shown = capsys.readouterr().out
-    assert "75 held-out records (75 image, 75 text, 50 audio), 9 classes" in shown
+    assert "73 held-out records (73 image, 73 text, 48 audio), 9 classes" in shown
     found = json.loads((tmp_path / "found.json").read_text("utf-8"))
     accuracy = {name: one["accuracy"]["value"] for name, one in found.items() if isinstance(one, dict)}
     assert accuracy["image + text + audio"] > 0.9

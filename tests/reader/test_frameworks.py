@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from dataset_builder import build, random_rows
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler
 
+from mmembed.errors import UsageError
 from mmembed.reader import Reader, open_dataset
 from mmembed.reader.torch import Batches, Loader, Samples
 
@@ -24,7 +26,8 @@ COLUMNS = ["embedding", "id", "text.media", "image.segment"]
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("data") / "out", random_rows(60, ["image", "text"], 6)).root
+    rows = [replace(row, metadata={"milliseconds": 1_700_000_000_000}) for row in random_rows(60, ["image", "text"], 6)]
+    return build(tmp_path_factory.mktemp("data") / "out", rows).root
 
 
 def opened(out: Path, **options: Any) -> Reader:
@@ -77,6 +80,19 @@ def test_a_loop_goes_on_where_it_was_whatever_workers_had_read_ahead(out: Path) 
     again.load_state_dict(state)
     rest = [batch["id"] for _ in range(2) for batch in again]
     assert read + rest == whole
+
+
+def test_a_loop_that_counts_its_steps_goes_to_the_next_epoch(out: Path) -> None:
+    reader, alone = opened(out), opened(out)
+    loader = Loader(reader, num_workers=2, persistent_workers=True)
+    for _ in range(3):
+        found = [batch["id"] for _, batch in zip(range(len(loader)), loader)]
+        assert found == [batch["id"] for batch in alone]
+
+
+def test_batches_in_any_order_can_not_be_counted(out: Path) -> None:
+    with pytest.raises(UsageError, match="in_order = False"):
+        Loader(opened(out), num_workers=2, in_order=False)
 
 
 def test_a_plain_data_loader_with_workers(out: Path) -> None:
@@ -151,6 +167,19 @@ for epoch in range(2):
             same = batch[name] == value
             assert np.asarray(same).all()
 assert reader.state_dict() == alone.state_dict() and reader.epoch == 2
+
+import jax
+from mmembed.errors import UsageError
+
+times = open_dataset(alone.loader.source.location, "image", ["metadata.milliseconds"])
+try:
+    list(batches(times))
+except UsageError as error:
+    assert "metadata.milliseconds has numbers of more than 32 bits" in str(error)
+else:
+    raise AssertionError("numbers were cut")
+jax.config.update("jax_enable_x64", True)
+assert [int(batch["metadata.milliseconds"][0]) for batch in batches(times)] == [1_700_000_000_000]
 """
     run_alone(out, program)
 
@@ -181,5 +210,9 @@ except UsageError as error:
     assert "image.span can't be a tensor" in str(error)
 else:
     raise AssertionError("lists of numbers of any length were taken for tensors")
+
+asking = open_dataset(alone.loader.source.location, "image", neighbors="text", k=2)
+[names, *_] = [batch["neighbors.id"].numpy() for batch in dataset(asking)]
+assert names.shape == (len(asking), 2) and isinstance(names[0, 0], bytes)
 """
     run_alone(out, program)

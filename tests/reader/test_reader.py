@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import copy
 import json
 import os
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from itertools import count as counting
@@ -28,14 +30,15 @@ HELD_OUT = {f"r{number:03d}" for number in range(0, 40, 7)}
 
 
 def rows(count: int = 40) -> list[Row]:
-    """Records with up to three segments a modality, of which some lack one, and with metadata of all kinds."""
+    """Records with up to three segments a modality, of which some lack one, and with metadata of all kinds. In units of
+    four, one has no text, and one no sound."""
     random = np.random.default_rng(1)
     found = []
     for number in range(count):
         vectors = {
             name: random.normal(size=(random.integers(1, 4), DIM)).astype(np.float32)
             for name in ("image", "text", "audio")
-            if (number + len(name)) % 5
+            if (number + len(name)) % 5 and (name, number // 4) not in (("text", 3), ("audio", 5))
         }
         metadata = {
             "year": 1900 + number,
@@ -118,6 +121,14 @@ def test_the_segments_of_a_modality_in_the_order_of_the_files(out: Path, split: 
     assert found["id"] == [row["id"] for row in expected]
 
 
+@pytest.mark.parametrize("modality", ["image", "text", "audio"])
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_units_without_a_modality_change_no_types(out: Path, modality: str, shuffle: bool) -> None:
+    assert 0 in [pq.read_metadata(path).num_rows for path in (out / "embeddings/audio").iterdir()]
+    ds = open_dataset(out, modality, ["segment", "metadata.year", "metadata.good"], shuffle=shuffle)
+    assert [value.dtype for value in read(ds).values()] == [np.int32, np.int64, np.bool_]
+
+
 def test_metadata_keep_their_types(out: Path) -> None:
     keys = ["year", "size", "weight", "colour", "tags", "good"]
     found = read(open_dataset(out, "text", [f"metadata.{key}" for key in keys], batch_size=5))
@@ -184,9 +195,15 @@ def test_a_sample_by_its_number_is_that_of_the_batches(out: Path) -> None:
     assert one["image.embedding"].shape == (DIM,)
     assert one["metadata.year"] == whole["metadata.year"][5]
     assert [sample["id"] for sample in (ds[number] for number in range(len(ds)))] == whole["id"]
+    mask = np.arange(len(ds)) % 3 == 0
+    assert_equal(ds[mask], ds[np.flatnonzero(mask)])
+    assert_equal(ds[mask.tolist()], ds[::3])
     for wrong in (len(ds), -len(ds) - 1, [0, len(ds)]):
         with pytest.raises(IndexError, match=f"there are {len(ds)}"):
             ds[wrong]
+    for no_number in ([True, False], [1.0], ["1"], [[1, 2]], "1", 1.0, None):
+        with pytest.raises(TypeError):
+            ds[no_number]
 
 
 def _pick(value: Any, places: list[int]) -> Any:
@@ -219,6 +236,36 @@ def test_epochs_differ_and_are_the_same_for_a_seed(out: Path) -> None:
     again.epoch = 1
     assert ids(list(again)) == second
     assert ids(list(open_dataset(out, "image", ["id"], shuffle=True, seed=4))) != first
+
+
+def test_a_loop_that_counts_its_steps_goes_to_the_next_epoch(out: Path) -> None:
+    ds, alone = (open_dataset(out, "image", ["id"], shuffle=True, batch_size=4) for _ in range(2))
+    for epoch in range(3):
+        found = []
+        for step, batch in enumerate(ds, 1):
+            found += batch["id"]
+            if step == ds.batches_per_epoch:
+                assert ds.state_dict()["epoch"] == ds.epoch == epoch + 1
+                break
+        assert found == ids(list(alone))
+
+
+def test_a_copy_has_a_place_of_its_own(out: Path) -> None:
+    ds = open_dataset(out, "image", ["id"], shuffle=True, batch_size=4)
+    for other in (copy.deepcopy(ds), pickle.loads(pickle.dumps(ds))):
+        assert len(list(other)) == ds.batches_per_epoch
+        assert (ds.epoch, other.epoch) == (0, 1)
+    next(iter(ds))  # loads, so that copies have the same memory
+    assert ids(list(pickle.loads(pickle.dumps(ds)))) == ids(list(ds))
+
+
+def test_a_look_at_the_first_batch_does_not_move_a_loop(out: Path) -> None:
+    ds, states = open_dataset(out, "image", ["id"], shuffle=True, batch_size=4), []
+    for _ in ds:
+        states.append(ds.state_dict())
+        next(iter(ds))
+    for _, state in zip(ds := open_dataset(out, "image", ["id"], shuffle=True, batch_size=4), states, strict=True):
+        assert ds.state_dict() == state
 
 
 def test_an_epoch_that_was_left_is_begun_again(out: Path) -> None:
@@ -293,11 +340,24 @@ def test_workers_read_the_batches_in_turn(out: Path, workers: int, shuffle: bool
         ds.load_state_dict({**ds.state_dict(), "position": 8})
         return ds
 
-    whole = list(opened().batches())
-    shares = [list(opened().batches(worker, workers)) for worker in range(workers)]
+    whole = list(opened())
+    shares = [list(opened().batches(0, 8, worker, workers)) for worker in range(workers)]
     for number, batch in enumerate(whole):
         assert_equal(shares[number % workers][number // workers], batch)
     assert sum(map(len, shares)) == len(whole) == opened().batches_per_epoch - 2
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_the_batches_of_an_epoch_are_counted(out: Path, ranks: int, batch_size: int, drop_last: bool) -> None:
+    if drop_last and batch_size == 100:
+        return
+    for rank in range(ranks):
+        ds = open_dataset(
+            out, "image", ["id"], batch_size=batch_size, rank=rank, ranks=ranks, drop_last=drop_last
+        )  # fmt: skip
+        assert ds.batches_per_epoch == len(list(ds))
 
 
 def test_drop_last_gives_whole_batches_alone(out: Path) -> None:
@@ -335,6 +395,22 @@ def test_a_state_of_other_samples_is_refused(out: Path, change: dict[str, Any]) 
         open_dataset(out, **options).load_state_dict(state)
 
 
+@pytest.mark.parametrize(
+    "change", [{"position": -1}, {"position": 10**6}, {"position": "3"}, {"epoch": None}, {"epoch": -1}], ids=str
+)
+def test_a_damaged_state_is_refused(out: Path, change: dict[str, Any]) -> None:
+    ds = open_dataset(out, "image")
+    with pytest.raises(UsageError, match="damaged"):
+        ds.load_state_dict(ds.state_dict() | change)
+    with pytest.raises(UsageError, match="damaged"):
+        ds.load_state_dict({name: value for name, value in ds.state_dict().items() if name not in change})
+
+
+def test_a_state_does_not_ask_for_the_same_columns(out: Path) -> None:
+    state = open_dataset(out, "image", ["embedding"]).state_dict()
+    open_dataset(out, "image", ["feature", "id"]).load_state_dict(state)
+
+
 def test_a_state_of_another_data_set_is_refused(out: Path, tmp_path: Path) -> None:
     other = build(
         tmp_path / "other", rows(39), ("image", "text", "audio"), DIM, held_out=HELD_OUT, until="project"
@@ -370,13 +446,27 @@ def test_vectors_of_another_space_are_refused(out: Path) -> None:
         ({"missing": "zero"}, "missing = 'zero'"),
         ({"batch_size": 0}, "batch_size = 0"),
         ({"rank": 2, "ranks": 2}, "rank = 2 of 2"),
+        ({"batch_size": 2.5}, "batch_size = 2.5: must be a whole number"),
+        ({"rank": "0"}, "rank = '0': must be a whole number"),
+        ({"drop_last": True, "batch_size": 1000}, "with drop_last nothing is left: .* a batch of 1000"),
+        ({"columns": []}, "columns: name at least one of embedding"),
         ({"memory": "much"}, "memory = 'much': must be a size such as"),
+        ({"memory": ""}, "memory = '': must be a size such as"),
+        ({"memory": 4000}, "memory = '4000': must be a size such as"),
     ],
     ids=str,
 )
 def test_what_can_not_be_is_said_at_once(out: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_dataset(out, **options)
+
+
+def test_names_may_stand_alone_and_twice(out: Path) -> None:
+    ds = open_dataset(out, ["image", "image"], "embedding", seed=np.int64(3))  # type: ignore[arg-type]
+    assert ds.modalities == ["image"]
+    assert list(ds[:2]) == ["image.embedding"]
+    assert json.loads(json.dumps(ds.state_dict()))["seed"] == 3
+    assert open_dataset(out).modalities == ["image", "text", "audio"]
 
 
 def test_a_place_without_embeddings_says_what_to_do(out: Path, tmp_path: Path) -> None:
@@ -464,10 +554,9 @@ def test_a_file_is_read_once_and_only_as_far_ahead_as_memory_goes(
 
     monkeypatch.setattr(Source, "read", counted)
     ahead = []
-    for number, _ in enumerate(ds):
-        ahead.append(
-            len(read) - ds.samples.pieces(4 * number, 4 * number + 4)[-1][0] if 4 * number + 4 <= len(ds) else 0
-        )
+    for _ in ds:
+        unit = ds.samples.pieces(ds.progress.position - 1, ds.progress.position)[0][0] if ds.epoch == 0 else 9
+        ahead.append(len(read) - unit)
     assert len(read) == len(set(read)) == 10
     assert max(ahead) <= 1 + 2
 

@@ -44,17 +44,23 @@ def samples_of(several: list[Unit], split: str, missing: str, how: dict[str, str
 
 
 def expected(several: list[Unit], split: str, missing: str) -> dict[str, dict[str, list[int]]]:
-    """The slow way: the rows of each record by modality, numbered over all units among those of the split."""
+    """The slow way: the rows of each record by modality, numbered over all units that have a sample, among those of the
+    split."""
     found: dict[str, dict[str, list[int]]] = {}
     counts = {"image": 0, "text": 0}
     for unit in several:
+        of_unit: dict[str, dict[str, list[int]]] = {}
+        numbers = dict(counts)
         for name, rows in unit.items():
             for id, _, of in rows:
                 if of == split:
-                    found.setdefault(id, {"image": [], "text": []})[name].append(counts[name])
-                    counts[name] += 1
-    whole = {id: rows for id, rows in found.items() if all(rows.values())}
-    return whole if missing == "skip" else found
+                    of_unit.setdefault(id, {"image": [], "text": []})[name].append(numbers[name])
+                    numbers[name] += 1
+        used = {id: rows for id, rows in of_unit.items() if missing == "mask" or all(rows.values())}
+        if used:
+            counts = numbers
+            found |= used
+    return found
 
 
 @settings(deadline=None)
