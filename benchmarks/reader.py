@@ -8,8 +8,8 @@ in it. Each reader runs in a process of its own, one after the other: `--peer we
 interpreter that has it; those that none has are left out.
 
 An epoch gives all rows in batches of 256 as float32 arrays of numpy. `first` is the first epoch, with all that comes
-before it but imports and the conversion; `later` the best of two more. Memory is what the system can't take back:
-anonymous and shared, without cached files.
+before it but imports and the conversion; `later` the best of two more, which some readers give from memory and some
+from files again. Memory is what the system can't take back: anonymous and shared, without cached files.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def webdataset_shuffled(folder: Path) -> Epochs:
 
 
 def convert_webdataset(folder: Path) -> None:
-    """One member a row, a thousand or so to a tar file of 8,192."""
+    """One member a row, 8,192 of them in a tar file."""
     import pyarrow.parquet as pq
     import webdataset
 
@@ -272,22 +272,21 @@ def report(folder: Path, interpreters: dict[str, str]) -> None:
         words = [interpreters.get(package, sys.executable), __file__, str(folder), "--only", name]
         result = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True, env=environment)
         found[name] = json.loads(result.stdout.splitlines()[-1])
-    bare = found["pyarrow in order"]["later"]
+    bare = found.get("pyarrow in order", {"first": float("nan"), "later": float("nan")})
     rows = [
         [
             name,
             READERS[name][1],
             f"{one['converted']:.0f}",
             f"{one['first batch']:.2f}",
-            f"{one['first']:,.0f}",
-            f"{one['later']:,.0f}",
-            f"{one['later'] / bare:.2f}",
+            *(f"{one[epoch]:,.0f} ({one[epoch] / bare[epoch]:.2f})" for epoch in ("first", "later")),
             f"{one['memory']:,.0f}",
         ]
         for name, one in found.items()
     ]
-    header = ["reader", "shuffles", "converted s", "first batch s", "first /s", "later /s", "of bare scan", "MB"]
+    header = ["reader", "shuffles", "converted s", "first batch s", "first /s", "later /s", "MB"]
     print(columns(header, rows))
+    print("in brackets the ratio to the bare scan in order")
     if len({one["rows"] for one in found.values()}) > 1:
         print("rows of an epoch:", {name: int(one["rows"]) for name, one in found.items()})
 
