@@ -100,11 +100,15 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [names.column(place).path for place in range(len(names))]
 
 
-def read_table(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a Parquet file's bytes, or some of its columns."""
+def read_table(data: bytes, columns: Sequence[str] | None = None, *, check_pages: bool = True) -> pa.Table:
+    """The table of a Parquet file's bytes, or some of its columns.
+
+    Args:
+        check_pages: by their own checksums; of use where the whole file has not just been checked.
+    """
     # Not pq.read_table: it starts a thread, which may let go of the bytes last. Where Python is ending by then, the
     # thread can't have the interpreter's lock and takes the process down (apache/arrow#34314).
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as file:
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=check_pages) as file:
         return file.read(columns, use_threads=False)
 
 

@@ -54,12 +54,12 @@ class Neighbours:
             vectors: their embeddings (n, dim).
             ids: of their records, which are no neighbours of themselves.
         """
-        known_rows, known_scores = self._known
-        new = np.flatnonzero(known_rows[rows, 0] < 0)
+        numbers, known_scores = self._known
+        new = np.flatnonzero(numbers[rows, 0] == 0)
         if len(new):
             found, scores = self._search(np.asarray(vectors[new], np.float32), [ids[place] for place in new.tolist()])
-            known_scores[rows[new]], known_rows[rows[new]] = scores, found
-        flat = known_rows[rows].reshape(-1)
+            known_scores[rows[new]], numbers[rows[new]] = scores, found + 1
+        flat = numbers[rows].reshape(-1) - 1
         names, dim = self._index.ids(flat.tolist()), vectors.shape[1]
         return {
             "neighbors.embedding": self._index.vectors_of(flat)[:, :dim].reshape(len(rows), self.k, dim),
@@ -102,7 +102,7 @@ class Neighbours:
 
     @cached_property
     def _known(self) -> tuple[Numbers, NDArray[np.float32]]:
-        """Rows and scores of the neighbours of each row that asked, -1 of those that have not; memory is taken as it is
-        filled."""
+        """Rows of the neighbours of each row, from 1 on, and their scores; 0 of a row that has not asked, and takes no
+        memory."""
         count = sum(file.rows or 0 for file in self.dataset.below(f"embeddings/{self.asking}").values())
-        return np.full((count, self.k), -1, np.int64), np.empty((count, self.k), np.float32)
+        return np.zeros((count, self.k), np.int64), np.zeros((count, self.k), np.float32)

@@ -104,7 +104,7 @@ def open_dataset(
     asking = None
     if neighbors:
         _check_asking(source, names[0], vectors, missing)
-        asking = Neighbours(source.dataset, names[0], neighbors, k, split)
+        asking = Neighbours(source.dataset, names[0], neighbors, _whole("k", k), split)
         asking.check()
     loaded = columns_of([*(one.name for one in wanted), *(["id"] if asking else [])], names, _kinds(source))
     units, samples, nulls = _samples(source, chosen, split, missing, loaded)
@@ -132,16 +132,19 @@ def _kinds(source: Source) -> Mapping[str, str]:
 
 
 def _plan(batch_size: int, drop_last: bool, rank: int, ranks: int, shuffle: bool, seed: int) -> Plan:
-    numbers = {"batch_size": batch_size, "rank": rank, "ranks": ranks, "seed": seed}
-    for name, value in numbers.items():
-        try:
-            numbers[name] = operator.index(value)  # numpy's too, which JSON does not know
-        except TypeError as error:
-            raise UsageError(f"{name} = {value!r}: must be a whole number") from error
-    size, rank, ranks, seed = numbers.values()
+    given = {"batch_size": batch_size, "rank": rank, "ranks": ranks, "seed": seed}
+    size, rank, ranks, seed = (_whole(name, value) for name, value in given.items())
     if size < 1 or not 0 <= rank < ranks:
         raise UsageError(f"batch_size = {size}, rank = {rank} of {ranks}: at least 1, and a rank from 0 on")
     return Plan(size, bool(drop_last), rank, ranks, bool(shuffle), seed)
+
+
+def _whole(name: str, value: int) -> int:
+    """A whole number, also numpy's, as Python has it, for JSON knows no other."""
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise UsageError(f"{name} = {value!r}: must be a whole number") from error
 
 
 def _one_of(what: str, value: str, known: Sequence[str]) -> None:

@@ -84,7 +84,7 @@ def digest(table: pa.Table) -> bytes:
     """Of what a file of embeddings says in the columns `KEYS`."""
     found = hashlib.blake2b(digest_size=16)
     for name in KEYS:
-        for buffer in pa.concat_arrays(table[name].chunks or [pa.array([], table[name].type)]).buffers():
+        for buffer in table[name].combine_chunks().buffers():
             found.update(buffer or b"")
     return found.digest()
 

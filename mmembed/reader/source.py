@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -14,7 +14,7 @@ from pyarrow import fs
 
 from mmembed.dataset import MANIFEST, Dataset
 from mmembed.errors import DatasetError, UsageError
-from mmembed.files import is_url
+from mmembed.files import Stamp, is_url, stamp
 from mmembed.shards import checksum, read_table
 
 
@@ -26,12 +26,14 @@ class Source:
         location: as the user wrote it.
         file_system: of pyarrow, that it lies on.
         root: its folder there.
+        checked: by path, size and time of local files when they were compared with their checksums.
     """
 
     location: str
     file_system: Any
     root: PurePosixPath
     dataset: Dataset
+    checked: dict[str, Stamp] = field(default_factory=dict)
 
     @classmethod
     def open(cls, location: Path | str, file_system: fs.FileSystem | None = None) -> Source:
@@ -92,18 +94,25 @@ class Source:
     def read(self, path: str, columns: Sequence[str]) -> pa.Table:
         """Some columns of a Parquet file, which is read as a whole and compared with its checksum.
 
+        A local file is compared once: as long as its size and time stay, the checksums of its pages do.
+
         Raises:
             DatasetError: the file is missing, or not the one that the manifest names.
         """
+        now = stamp(str(self.root / path)) if self.is_local else None
         try:
             data = _open(self.file_system, self.root / path).read_buffer()
+            if now is not None and self.checked.get(path) == now:
+                return read_table(data, columns)
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(path, error) from error
         if checksum(data) != self.dataset.files[path].sha256:
             raise DatasetError(
                 f"{self.name(path)} is not the file that dataset.json names (its checksum differs): build it again"
             )
-        return read_table(data, columns)
+        if now is not None:
+            self.checked[path] = now
+        return read_table(data, columns, check_pages=False)
 
     def _unreadable(self, path: str, error: Exception) -> DatasetError:
         return DatasetError(f"can't read {self.name(path)} ({_reason(error)}): build the data set again")

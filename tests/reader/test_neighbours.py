@@ -79,6 +79,7 @@ def test_an_index_that_is_not_exact_serves(tmp_path: Path) -> None:
     [
         ({"neighbors": "audio"}, "modality = 'audio'"),
         ({"k": 0}, "k = 0"),
+        ({"k": "8"}, "k = '8': must be a whole number"),
         ({"k": 1000}, "k = 1000: of the .* rows of text, 3 may be a record's own"),
         ({"missing": "mask"}, "missing must be 'skip'"),
         ({"columns": ["id"]}, "neighbors are those of image.embedding"),

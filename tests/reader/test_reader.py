@@ -517,6 +517,24 @@ def test_a_file_that_changes_under_an_open_reader_is_refused(tmp_path: Path) -> 
         list(batches)
 
 
+def test_a_file_that_changes_between_epochs_is_refused(tmp_path: Path) -> None:
+    dataset = build(tmp_path / "out", rows(), ("image", "text"), DIM, until="project")
+    path = dataset.root / shard_path("embeddings/image", 3)
+    ds = open_dataset(dataset.root, "image", batch_size=4)
+    list(ds)
+    status, data = path.stat(), path.read_bytes()
+    path.write_bytes(_flipped(data))
+    with pytest.raises(DatasetError, match="part-00003.parquet is not the file"):
+        list(ds)
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert len(list(ds)) == ds.batches_per_epoch  # the very file that was compared before
+    path.write_bytes(_flipped(data))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(DatasetError, match="part-00003.parquet"):  # a disk that rots: its page says so
+        list(ds)
+
+
 def test_features_with_other_rows_than_the_embeddings_are_refused(tmp_path: Path) -> None:
     dataset = build(tmp_path / "out", rows(), ("image", "text"), DIM, until="project")
     path = shard_path("features/image", 2)
