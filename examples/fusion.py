@@ -19,6 +19,7 @@ from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from mmembed.errors import MmembedError
 from mmembed.reader import open_dataset
 
 
@@ -153,4 +154,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main()
+    try:
+        main()
+    except MmembedError as error:
+        raise SystemExit(f"error: {error}") from error

@@ -97,4 +97,4 @@ def test_the_programs_that_read_for_training_run_as_printed(small: Path, name: s
 
 def test_there_is_one_of_them_on_each_page() -> None:
     assert {name for name, _ in PROGRAMS} == {"README.md", "training.md"}
-    assert len(PROGRAMS) == 4
+    assert len(PROGRAMS) == 5

@@ -6,9 +6,8 @@ import argparse
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from data import load, open_captions, tensors
+from data import load, open_captions, run, tensors
 from model import beam_search
 
 
@@ -30,11 +29,10 @@ def main() -> None:
             rows, beam_search(model, tensors(batch, form, vocabulary, rows), args.beams) if rows else []
         ):
             missing.discard(batch["id"][row])
-            print(f"{batch['id'][row]}\t{vocabulary.decode(words)}\t({batch['text.media'][row]})")
+            print(batch["id"][row], vocabulary.decode(words), batch["text.media"][row] or "", sep="\t")
     if missing:
         raise SystemExit(f"no picture of {', '.join(sorted(missing))} in {args.out}")
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    run(main)

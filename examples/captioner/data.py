@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmembed.errors import MmembedError
 from mmembed.reader import Reader, open_dataset
 from model import END, METADATA, PAD, START, UNKNOWN, Captioner
 
@@ -173,3 +174,12 @@ def save(path: Path, state: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(beside, path)
+
+
+def run(program: Callable[[], None]) -> None:
+    """Run a program on one core; what mmembed refuses ends it with one line."""
+    torch.set_num_threads(1)
+    try:
+        program()
+    except MmembedError as error:
+        raise SystemExit(f"error: {error}") from error

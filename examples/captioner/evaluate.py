@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from pycocoevalcap.cider.cider import Cider
 
-from data import Form, Inputs, Vocabulary, load, open_captions, rows_of, split_words, tensors, usable
+from data import Form, Inputs, Vocabulary, load, open_captions, rows_of, run, split_words, tensors, usable
 from mmembed.reader import open_dataset
 from mmembed.search import Query, Searcher
 from model import PAD, Captioner, beam_search, loss
@@ -135,5 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    main()
+    run(main)

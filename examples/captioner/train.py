@@ -10,17 +10,17 @@ from typing import Any
 
 import torch
 
-from data import Form, Statistics, Vocabulary, metadata_text, open_captions, save, tensors, usable, validates
+from data import Form, Statistics, Vocabulary, metadata_text, open_captions, run, save, tensors, usable, validates
 from model import Captioner, loss
 
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("out", type=Path, help="a data set that mmembed has built")
     parser.add_argument("model", type=Path, help="the checkpoint; one that is there goes on")
     parser.add_argument("--inputs", nargs="+", default=["image"], help="modalities that are captioned")
-    parser.add_argument("--columns", nargs="+", default=["feature", "embedding"], help="embedding alone: of small sets")
+    parser.add_argument("--columns", nargs="+", default=["feature", "embedding"], help="feature, embedding or both")
     parser.add_argument("--metadata", nargs="+", default=[], help="keys of the metadata whose words are read as well")
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--batch", type=int, default=64)
@@ -100,8 +100,8 @@ def train(args: argparse.Namespace) -> None:
     if state["flags"] != flags(args):
         began = {name: value for name, value in state["flags"].items() if value != flags(args)[name]}
         raise SystemExit(f"{args.model} was begun with {began}: give the same flags, or another file")
-    if state["step"] == args.steps:
-        print(f"{args.model} is trained: {args.steps} steps")
+    if state["step"]:
+        print(f"{args.model} has {state['step']} of {args.steps} steps: going on from there", flush=True)
     form, vocabulary, step = Form(**state["form"]), Vocabulary(state["words"]), state["step"]
     model = Captioner(**state["sizes"]).train()
     model.load_state_dict(state["model"])
@@ -139,5 +139,4 @@ def train(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    train(parse())
+    run(lambda: train(parse()))

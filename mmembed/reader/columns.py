@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,8 @@ def columns_of(names: Sequence[str], modalities: Sequence[str], metadata: Mappin
     for name in names:
         for one in [f"{modality}.{name}" for modality in modalities] if name in OF_SEGMENTS else [name]:
             if one not in known:
-                raise UsageError(f"there is no column {one!r}; there are {', '.join([*OF_SEGMENTS, *known])}")
+                near = "".join(f"; did you mean {like}?" for like in get_close_matches(one, known, 1))
+                raise UsageError(f"there is no column {one!r}{near}; there are {', '.join([*OF_SEGMENTS, *known])}")
             found[one] = known[one]
     if not found:
         raise UsageError(f"columns: name at least one of {', '.join([*OF_SEGMENTS, *known])}")

@@ -43,7 +43,10 @@ class Neighbours:
         """Raise UsageError where there is no index, or not enough in it."""
         rows = len(self._index) if self._kept is None else int(np.count_nonzero(self._kept))
         if not 1 <= self.k <= rows - self._own:
-            raise UsageError(f"k = {self.k}: of the {rows} rows of {self.target}, {self._own} may be a record's own")
+            raise UsageError(
+                f"k = {self.k}: must be 1 to {rows - self._own}, for there are {rows} rows of {self.target} to find, "
+                f"and {self._own} may be of the record itself"
+            )
 
     def columns(self, rows: Numbers, vectors: NDArray[Any], ids: Sequence[str]) -> Batch:
         """Columns of a batch: `neighbors.embedding` float32 (n, k, dim), `neighbors.score` float32 (n, k), the best

@@ -65,9 +65,10 @@ def open_dataset(
         columns: "embedding", "feature", "media" (the text, or the path), "segment" and "span" of each modality, or of
             one ("image.feature"); of the record "id" and "metadata.KEY".
         split: "train", "heldout" or "all".
-        segments: where a record has several of a modality (captions, tiles, windows): "random" gives one, in each epoch
-            another; "all" each of them, as samples of their own; "stack" all at once, with a mask. For all modalities,
-            or by modality. By default "all" of a single modality, and "random" of several.
+        segments: where a record has several of a modality (captions, tiles, windows): "first" gives the first, which is
+            the whole picture before its tiles; "random" one, in each epoch another; "all" each of them, as samples of
+            their own; "stack" all at once, with a mask. For all modalities, or by modality. By default "all" of a
+            single modality, and "random" of several.
         missing: "skip" records that lack a modality, or keep them with zeros and a "mask".
         batch_size: samples of a batch, on each rank.
         shuffle: all samples, anew in each epoch. Else they come in the order of the files.
@@ -91,7 +92,8 @@ def open_dataset(
     there = list(source.dataset.modalities("project"))
     names = _names(modalities) or there
     for name in [*names, *([neighbors] if neighbors else [])]:
-        _one_of("modality", name, there)
+        if name not in there:
+            raise UsageError(f"{location} has no embeddings of {name!r}, but of {', '.join(there)}")
     _one_of("split", split, (TRAIN, HELD_OUT, EVERYTHING))
     _one_of("missing", missing, MISSING)
     chosen = _segments(segments, names)
@@ -111,13 +113,16 @@ def open_dataset(
     if not len(samples):
         having = (" and " if missing == SKIP else " or ").join(names)
         raise UsageError(f"{location} has no sample: no record of the split {split!r} has {having}")
+    if plan.ranks > len(samples):
+        raise UsageError(f"ranks = {ranks}: there are only {len(samples)} samples, so that some would have none")
     if plan.is_over(0, len(samples)):
         raise UsageError(
             f"with drop_last nothing is left: {len(samples)} samples don't fill a batch of {batch_size} on each rank"
         )
     loader = Loader(source, loaded, names, nulls)
-    fingerprint = _fingerprint(source, chosen, split, missing)
-    return Reader(wanted, units, samples, loader, vectors, asking, plan, missing == MASK, bytes, fingerprint)
+    rows = [[unit.digests[name].hex() for name in names] for unit in units]  # not what the vectors are: maps may change
+    identity = fingerprint(rows, list(chosen.items()), split, missing)
+    return Reader(wanted, units, samples, loader, vectors, asking, plan, missing == MASK, bytes, identity)
 
 
 def _names(given: str | Sequence[str] | None) -> list[str]:
@@ -134,8 +139,13 @@ def _kinds(source: Source) -> Mapping[str, str]:
 def _plan(batch_size: int, drop_last: bool, rank: int, ranks: int, shuffle: bool, seed: int) -> Plan:
     given = {"batch_size": batch_size, "rank": rank, "ranks": ranks, "seed": seed}
     size, rank, ranks, seed = (_whole(name, value) for name, value in given.items())
-    if size < 1 or not 0 <= rank < ranks:
-        raise UsageError(f"batch_size = {size}, rank = {rank} of {ranks}: at least 1, and a rank from 0 on")
+    if size < 1:
+        raise UsageError(f"batch_size = {size}: must be at least 1")
+    if not 0 <= rank < ranks:
+        raise UsageError(f"rank = {rank}: of {ranks} ranks, it must be 0 to {ranks - 1}")
+    for name, value in {"shuffle": shuffle, "drop_last": drop_last}.items():
+        if not isinstance(value, bool | np.bool_):
+            raise UsageError(f"{name} = {value!r}: must be True or False")
     return Plan(size, bool(drop_last), rank, ranks, bool(shuffle), seed)
 
 
@@ -218,9 +228,3 @@ def _samples(
         Samples.of(segments, units),
         frozenset(one.name for one in columns if one.leaf in nulls),
     )
-
-
-def _fingerprint(source: Source, segments: Mapping[str, str], split: str, missing: str) -> str:
-    """Of the samples: what they are made of, and how."""
-    sums = [[file.sha256 for file in source.dataset.below(f"embeddings/{name}").values()] for name in segments]
-    return fingerprint(sums, list(segments.items()), split, missing)

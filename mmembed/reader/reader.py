@@ -70,7 +70,7 @@ class Progress(NamedTuple):
     position: int = 0
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Reader:
     """The samples of a data set, see `mmembed.reader.open_dataset`.
 
@@ -111,6 +111,10 @@ class Reader:
         """Of a sample."""
         return list(self.samples.modalities)
 
+    def __repr__(self) -> str:
+        what = f"{' + '.join(self.modalities)}, {len(self)} samples in batches of {self.plan.batch_size}"
+        return f"Reader({self.loader.source.location}: {what}, epoch {self.epoch})"
+
     def __len__(self) -> int:
         return len(self.samples)
 
@@ -123,8 +127,11 @@ class Reader:
         """
         if isinstance(which, slice):
             return self._take(np.arange(*which.indices(len(self))))
-        if isinstance(which, Sequence | np.ndarray) and np.ndim(which):
+        is_text, shape = isinstance(which, str), getattr(which, "shape", ())
+        if (isinstance(which, Sequence) and not is_text) or shape:
             return self._take(_numbers(np.asarray(which), len(self)))
+        if not hasattr(which, "__index__") or isinstance(which, bool):
+            raise TypeError(f"samples are asked for by numbers, not by {which!r}; `ds[:][NAME]` is a column")
         return {name: value[0] for name, value in self._take(np.array([operator.index(which)])).items()}
 
     def __iter__(self) -> Iterator[Batch]:
@@ -176,13 +183,16 @@ class Reader:
         """Go on with the sample after those that a state counts, also with another batch size or number of ranks.
 
         Raises:
-            UsageError: the state is of another data set, other samples or another order, or is damaged.
+            UsageError: the state is of other samples or another order, is damaged, or is none.
         """
+        if not isinstance(state, Mapping) or not {*self._identity()} <= {*state}:
+            raise UsageError("this is no state of a reader")
         for name, value in self._identity().items():
-            if state.get(name) != value:
+            if state[name] != value:
                 raise UsageError(
-                    f"this state does not fit: its {name} is {state.get(name)!r}, here it is {value!r}; open the data "
-                    "set that it was saved with, with the same modalities, segments, missing, split, shuffle and seed"
+                    f"this state does not fit: its {name} is {state[name]!r}, here it is {value!r}; open the data set "
+                    "that it was saved with, with the same modalities, segments, missing, split, shuffle and seed (one "
+                    "that was built again with other records has other samples)"
                 )
         epoch, position = state.get("epoch"), state.get("position")
         if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= len(self):

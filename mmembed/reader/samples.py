@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from mmembed.reader.order import Numbers, picked
 
-RANDOM, ALL, STACK = "random", "all", "stack"
-SEGMENTS = (RANDOM, ALL, STACK)
+FIRST, RANDOM, ALL, STACK = "first", "random", "all", "stack"
+SEGMENTS = (FIRST, RANDOM, ALL, STACK)
 SKIP, MASK = "skip", "mask"
 MISSING = (SKIP, MASK)
 EVERYTHING = "all"
@@ -133,7 +133,7 @@ class Samples:
         """The samples of units.
 
         Args:
-            segments: by modality "random", "all" or "stack", see `mmembed.reader.open_dataset`.
+            segments: by modality "first", "random", "all" or "stack", see `mmembed.reader.open_dataset`.
         """
         modalities = list(segments)
         rows = {
@@ -181,8 +181,10 @@ class Samples:
                 continue
             if how == ALL:
                 rest, chosen = np.divmod(rest, np.maximum(count, 1))
-            else:
+            elif how == RANDOM:
                 chosen = picked(samples, count, seed, epoch, name)
+            else:
+                chosen = np.zeros_like(first)
             found[name] = np.where(count > 0, first + chosen, -1)
         return {name: found[name] for name in self.modalities}
 

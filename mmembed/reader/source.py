@@ -85,7 +85,9 @@ class Source:
         try:
             file = _open(self.file_system, self.root / path)
             if file.size() != self.dataset.files[path].bytes:
-                raise DatasetError(f"{self.name(path)} has another size than dataset.json says: build it again")
+                raise DatasetError(
+                    f"{self.name(path)} has another size than dataset.json says: delete it and build again"
+                )
             with pq.ParquetFile(file, pre_buffer=not self.is_local, page_checksum_verification=True) as parquet:
                 return parquet.read(columns, use_threads=False), _nulls(parquet.metadata)
         except (OSError, pa.ArrowException) as error:
@@ -108,7 +110,8 @@ class Source:
             raise self._unreadable(path, error) from error
         if checksum(data) != self.dataset.files[path].sha256:
             raise DatasetError(
-                f"{self.name(path)} is not the file that dataset.json names (its checksum differs): build it again"
+                f"{self.name(path)} is not the file that dataset.json names (its checksum differs): if it was built "
+                "meanwhile, open the data set again; else delete the file and build again"
             )
         if now is not None:
             self.checked[path] = now

@@ -179,7 +179,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(small: Path, tmp_path:
     [
         (["--width", "64"], r"was begun with \{'width': 32\}: give the same flags, or another file"),
         (["--inputs", "audio"], "--inputs must name image"),
-        ([], "is trained: 96 steps"),
+        ([], "has 96 of 96 steps"),
     ],
     ids=str,
 )
@@ -215,6 +215,13 @@ def test_captions_of_held_out_and_of_given_records(
     assert capsys.readouterr().out.splitlines() == lines[:2]
     with pytest.raises(SystemExit, match="no picture of nobody"):
         run(caption, monkeypatch, small, trained, "nobody")
+
+
+def test_a_wrong_folder_ends_with_one_line(tmp_path: Path) -> None:
+    result = subprocess.run(command(tmp_path, tmp_path / "model.pt"), capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"error: {tmp_path} holds no data set")
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_model_is_judged_beside_baselines(

@@ -93,13 +93,15 @@ def test_a_loop_that_counts_its_steps_goes_to_the_next_epoch(out: Path) -> None:
 def test_batches_in_any_order_can_not_be_counted(out: Path) -> None:
     with pytest.raises(UsageError, match="in_order = False"):
         Loader(opened(out), num_workers=2, in_order=False)
+    with pytest.raises(UsageError, match="batch_size is the reader's: give it to open_dataset"):
+        Loader(opened(out), batch_size=32)
 
 
 def test_a_plain_data_loader_with_workers(out: Path) -> None:
-    reader, alone = opened(out), opened(out)
+    batches, alone = Batches(opened(out)), opened(out)
+    loader = DataLoader(batches, batch_size=None, num_workers=2, persistent_workers=True)
     for epoch in (0, 1):
-        reader.epoch = epoch
-        loader = DataLoader(Batches(reader), batch_size=None, num_workers=2)
+        batches.set_epoch(epoch)
         assert len(loader) == 8
         for batch, other in zip(loader, alone, strict=True):
             assert_same(batch, other)
@@ -117,6 +119,20 @@ def test_samples_by_number(out: Path) -> None:
     seen = [id for batch in DataLoader(whole, sampler=chosen, batch_size=None) for id in batch["id"]]
     assert sorted(seen) == sorted(reader[:]["id"])
     assert seen != reader[:]["id"]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_samples_by_number_have_other_segments_in_other_epochs(out: Path, workers: int) -> None:
+    whole, alone = Samples(opened(out)), opened(out)
+    loader = DataLoader(whole, batch_size=100, num_workers=workers, persistent_workers=workers > 0)
+    found = []
+    for epoch in (0, 1):
+        whole.set_epoch(epoch)
+        alone.epoch = epoch
+        [batch] = loader
+        assert batch["image.segment"].tolist() == alone[:]["image.segment"].tolist()
+        found.append(batch["image.segment"].tolist())
+    assert found[0] != found[1]
 
 
 def test_a_step_of_training_may_change_its_batch(out: Path) -> None:

@@ -77,10 +77,13 @@ def test_an_index_that_is_not_exact_serves(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"neighbors": "audio"}, "modality = 'audio'"),
+        ({"neighbors": "audio"}, "has no embeddings of 'audio', but of image, text"),
         ({"k": 0}, "k = 0"),
         ({"k": "8"}, "k = '8': must be a whole number"),
-        ({"k": 1000}, "k = 1000: of the .* rows of text, 3 may be a record's own"),
+        (
+            {"k": 1000},
+            "k = 1000: must be 1 to [0-9]+, for there are [0-9]+ rows of text .* 3 may be",
+        ),
         ({"missing": "mask"}, "missing must be 'skip'"),
         ({"columns": ["id"]}, "neighbors are those of image.embedding"),
     ],
