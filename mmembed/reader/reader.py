@@ -19,7 +19,6 @@ from mmembed.reader.order import Numbers, share, shuffled, steps
 from mmembed.reader.samples import STACK, Kept, Samples
 from mmembed.types import Space
 
-_AHEAD = 8  # units, at most
 _COPIES = 3  # of a unit in memory while it is read: its file, its table, its values
 _AT_ONCE = 32  # batches whose rows are looked up at once: a call of numpy costs more than what it does for one
 
@@ -249,14 +248,17 @@ class Reader:
                 yield self._batch(block, {name: several[start:end] for name, several in rows.items()})
 
     def _from_files(self, places: Iterator[Place], units: Iterator[int], epoch: int) -> Iterator[Batch]:
-        blocks, unit, block = self._read(units), -1, Block({}, {})
+        blocks, unit, first = self._read(units), -1, 0
         for place in places:
             parts = []
             for wanted, start, stop in self.samples.pieces(place.start, place.stop):
                 if wanted != unit:
                     unit, values = next(blocks)
                     block = Block({name: int(starts[unit]) for name, starts in self.samples.rows.items()}, values)
-                parts.append(self._batch(block, self._rows_of(np.arange(start, stop), epoch)))
+                    first, last = self.samples.units[unit : unit + 2].tolist()
+                    rows = self._rows_of(np.arange(first, last), epoch)
+                here = slice(start - first, stop - first)
+                parts.append(self._batch(block, {name: several[here] for name, several in rows.items()}))
             yield stacked(parts)
 
     def _units_of(self, places: Iterator[Place]) -> Iterator[int]:
@@ -266,8 +268,9 @@ class Reader:
 
     def _read(self, units: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """The values of units, some of which are read before they are needed: as many as the memory holds."""
-        ahead = max(1, min(_AHEAD, self.memory // max(_COPIES * self.loader.unit_bytes, 1) - 1))
-        return read_ahead(units, lambda unit: self.loader(unit, self.units[unit]), ahead, self.loader.source.threads)
+        threads = self.loader.source.threads
+        ahead = max(1, min(2 * threads, self.memory // max(_COPIES * self.loader.unit_bytes, 1) - 1))
+        return read_ahead(units, lambda unit: self.loader(unit, self.units[unit]), ahead, threads)
 
     def _rows_of(self, numbers: Numbers, epoch: int) -> Mapping[str, Numbers]:
         return self.samples.rows_of(numbers, self.plan.seed, epoch)
