@@ -67,7 +67,7 @@ def steps(start: int, count: int, size: int, ranks: int, drop_last: bool) -> Ite
         if left < whole and drop_last:
             return
         stop = start + min(left, whole)
-        if whole < left < whole + ranks and not drop_last:
+        if size > 1 and whole < left < whole + ranks and not drop_last:
             stop = start + left - left // 2
         yield start, stop
         start = stop
