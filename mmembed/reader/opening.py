@@ -103,22 +103,13 @@ def open_dataset(
     plan, bytes = _plan(batch_size, drop_last, rank, ranks, shuffle, seed), size_of("memory", str(memory))
     if not bytes:
         raise UsageError(f"memory = {memory!r}: must be a size such as 500MB or 2GB")
-    asking = None
-    if neighbors:
-        _check_asking(source, names[0], vectors, missing)
-        asking = Neighbours(source.dataset, names[0], neighbors, _whole("k", k), split)
-        asking.check()
+    asking = _asking(source, names[0], neighbors, _whole("k", k), split, vectors, missing) if neighbors else None
     loaded = columns_of([*(one.name for one in wanted), *(["id"] if asking else [])], names, _kinds(source))
     units, samples, nulls = _samples(source, chosen, split, missing, loaded)
     if not len(samples):
         having = (" and " if missing == SKIP else " or ").join(names)
         raise UsageError(f"{location} has no sample: no record of the split {split!r} has {having}")
-    if plan.ranks > len(samples):
-        raise UsageError(f"ranks = {ranks}: there are only {len(samples)} samples, so that some would have none")
-    if plan.is_over(0, len(samples)):
-        raise UsageError(
-            f"with drop_last nothing is left: {len(samples)} samples don't fill a batch of {batch_size} on each rank"
-        )
+    plan.check(len(samples))
     loader = Loader(source, loaded, names, nulls)
     rows = [[unit.digests[name].hex() for name in names] for unit in units]  # not what the vectors are: maps may change
     identity = fingerprint(rows, list(chosen.items()), split, missing)
@@ -196,14 +187,19 @@ def _check_spaces(location: str, there: Mapping[str, str], asked: Mapping[str, s
             raise SpaceError(f"{name} of {location} is of space {there[name]}, but {space} was asked for")
 
 
-def _check_asking(source: Source, asking: str, vectors: Mapping[str, Any], missing: str) -> None:
-    """Raise UsageError where neighbours can't be looked up."""
+def _asking(
+    source: Source, first: str, target: str, k: int, split: str, vectors: Mapping[str, Any], missing: str
+) -> Neighbours:
+    """What looks neighbours up, where that can be done."""
     if not source.is_local:
         raise UsageError(f"neighbors: the index of {source.location} must lie in a folder of this machine")
     if missing == MASK:
         raise UsageError("neighbors: a record without the first modality has none, so that missing must be 'skip'")
-    if f"{asking}.{EMBEDDING}" not in vectors:
-        raise UsageError(f"neighbors are those of {asking}.{EMBEDDING}: it must be among the columns")
+    if f"{first}.{EMBEDDING}" not in vectors:
+        raise UsageError(f"neighbors are those of {first}.{EMBEDDING}: it must be among the columns")
+    found = Neighbours(source.dataset, first, target, k, split)
+    found.check()
+    return found
 
 
 def _samples(

@@ -43,6 +43,15 @@ class Plan:
     shuffle: bool
     seed: int
 
+    def check(self, count: int) -> None:
+        """Raise UsageError where so many samples are too few."""
+        if self.ranks > count:
+            raise UsageError(f"ranks = {self.ranks}: there are only {count} samples, so that some would have none")
+        if self.is_over(0, count):
+            raise UsageError(
+                f"with drop_last nothing is left: {count} samples don't fill a batch of {self.batch_size} on each rank"
+            )
+
     def places(self, start: int, count: int) -> Iterator[Place]:
         """This rank's batches of an epoch from a position on."""
         for first, end in steps(start, count, self.batch_size, self.ranks, self.drop_last):
