@@ -13,7 +13,6 @@ TRAIN = [
     "torch>=2.6,<2.14",  # the models; from 2.14 on it brings 5 GB of GPU libraries wherever it is installed
     "sacrebleu>=2.4",  # BLEU
     "pycocoevalcap>=1.2",  # CIDEr; what of it needs Java is not used
-    "scikit-learn>=1.5",  # F1
 ]
 
 SERVE = [
@@ -73,7 +72,8 @@ setup(
             "pytest-xdist>=3.6",  # the pipelines of the tests on both cores
             "hypothesis>=6.100",  # invariants
             "librosa>=0.11",  # the independent implementation of audio features; too slow to import for a query
-            "ranx>=0.3.20",  # the independent recall, MRR, MAP and nDCG of retrieval with several right answers
+            "scikit-learn>=1.5",  # figures checked against an independent implementation
+            "ranx>=0.3.20",  # likewise: recall, MRR, MAP and nDCG of retrieval with several right answers
             "cca-zoo>=4,<5",  # the independent implementation of multi-view CCA
             "ruff>=0.8",
             "mypy>=1.13",

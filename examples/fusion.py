@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.metrics import f1_score
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from mmembed.errors import MmembedError
+from mmembed.metrics import classification
 from mmembed.reader import open_dataset
 
 
@@ -101,8 +101,8 @@ def train(records: Records, classes: Tensor, names: int, epochs: int, seed: int)
 
 def figures(found: NDArray[Any], true: NDArray[Any]) -> NDArray[np.float64]:
     """Accuracy and macro F1 over the classes that occur."""
-    f1 = f1_score(true, found, average="macro", labels=np.unique(true), zero_division=0)
-    return np.array(((found == true).mean(), f1))
+    measured = classification(found, true)
+    return np.array((measured["accuracy"], measured["macro_f1"]))
 
 
 def predict(model: Fusion, records: Records, subset: Sequence[int]) -> NDArray[Any]:

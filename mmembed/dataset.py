@@ -86,9 +86,8 @@ class Dataset:
         """
         path = root / MANIFEST
         try:
-            return cls.parse(
-                path.read_bytes(), root.absolute(), str(path)
-            )  # workers may have another working directory
+            # Absolute, for workers may have another working directory.
+            return cls.parse(path.read_bytes(), root.absolute(), str(path))
         except (FileNotFoundError, NotADirectoryError) as error:
             raise UsageError(
                 f"{root} holds no data set ({path}: {error.strerror}); make one with `mmembed build INPUT {root}`"

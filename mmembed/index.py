@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from mmembed.hubness import bank_of, csls_terms
 from mmembed.kinds import Kind, Rows
 from mmembed.linear import Scoring
 from mmembed.shards import fingerprint
-from mmembed.tables import vectors_from_arrow
+from mmembed.tables import first_of_runs, vectors_from_arrow
 from mmembed.types import Space
 
 VERSION = "5"
@@ -125,12 +125,15 @@ class Index:
         same = [np.flatnonzero(pc.equal(chunk.cast(pa.binary()), wanted)) for chunk in self._ids]
         return np.concatenate([np.empty(0, np.int64), *(start + found for start, found in zip(self._starts, same))])
 
-    @cached_property
+    @property
     def has_several_a_record(self) -> bool:
-        """Whether any record has several rows; they lie one after the other."""
-        ids = [chunk.cast(pa.binary()) for chunk in self._ids]
-        within = any(pc.any(pc.equal(chunk[1:], chunk[:-1])).as_py() for chunk in ids)
-        return within or any(left[-1] == right[0] for left, right in pairwise(ids))
+        """Whether any record has several rows."""
+        return self.most_a_record > 1
+
+    @cached_property
+    def most_a_record(self) -> int:
+        """How many rows a record has, at most; they lie one after the other."""
+        return int(np.diff(first_of_runs(self.rows["id"]), append=len(self)).max(initial=0))
 
     def answers_at(self, rows: Sequence[int]) -> list[list[Any]]:
         """What an answer says of rows: id, segment, span, media, metadata."""

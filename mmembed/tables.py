@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmembed.types import Dropped, Failure, Record, Segment
@@ -91,6 +92,18 @@ def vectors_of(column: pa.ChunkedArray) -> NDArray[Any]:
 def vectors_from_arrow(column: pa.ChunkedArray) -> NDArray[np.float32]:
     """A column of fixed-size lists as a float32 matrix (n, dim)."""
     return vectors_of(column).astype(np.float32, copy=False)
+
+
+def first_of_runs(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Where a value of a column of strings stands that is not the one before: of rows that lie one after the other by
+    record, the first of each record."""
+    last, starts, row = None, [np.empty(0, np.int64)], 0
+    for chunk in (chunk.cast(pa.binary()) for chunk in column.chunks if len(chunk)):
+        if chunk[0] != last:
+            starts.append(np.array([row]))
+        starts.append(row + 1 + np.flatnonzero(pc.not_equal(chunk[1:], chunk[:-1])))
+        last, row = chunk[-1], row + len(chunk)
+    return np.concatenate(starts)
 
 
 def features_table(segments: Sequence[Segment], dim: int) -> pa.Table:

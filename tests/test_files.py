@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s3_server import s3_server
 
 from mmembed import files
 from mmembed.errors import ReadError
@@ -286,18 +287,8 @@ def test_a_scheme_that_nobody_knows_is_told_with_those_that_are_known() -> None:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """A bucket with a few files on an S3 server of this machine."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "none",
-            "AWS_SECRET_ACCESS_KEY": "none",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
             patch.setenv(name, value)
         import boto3
 
@@ -316,7 +307,6 @@ def bucket() -> Iterator[str]:
             client.put_object(Bucket="listing", Key=name, Body=b"")
         client.put_object(Bucket="listing", Key="packed.gz", Body=gzip.compress(b"text"))
         yield "s3://listing"
-    server.stop()
 
 
 def test_remote_files_are_listed_and_opened(bucket: str) -> None:

@@ -25,9 +25,9 @@ def main() -> None:
         pictured = np.flatnonzero(batch["image.mask"].any(1)).tolist()
         rows = [row for row in pictured if batch["id"][row] in missing] if args.ids else pictured[:left]
         left -= len(rows)
-        for row, words in zip(
-            rows, beam_search(model, tensors(batch, form, vocabulary, rows), args.beams) if rows else []
-        ):
+        if not rows:
+            continue
+        for row, words in zip(rows, beam_search(model, tensors(batch, form, vocabulary, rows), args.beams)):
             missing.discard(batch["id"][row])
             print(batch["id"][row], vocabulary.decode(words), batch["text.media"][row] or "", sep="\t")
     if missing:

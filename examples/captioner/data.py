@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -68,8 +67,8 @@ def open_captions(
 def usable(batch: Mapping[str, Any], form: Form) -> list[int]:
     """Which rows of a batch have a caption, and something to caption."""
     some = np.any([batch[f"{name}.mask"].any(1) for name in form.inputs], 0)
-    captioned = batch["text.mask"].reshape(len(some), -1).any(1)
-    found: list[int] = np.flatnonzero(captioned & some).tolist()
+    has_caption = batch["text.mask"].reshape(len(some), -1).any(1)
+    found: list[int] = np.flatnonzero(has_caption & some).tolist()
     return found
 
 
@@ -77,6 +76,20 @@ def validates(id: str, share: float) -> bool:
     """Whether a training record is kept out of training, to choose by it how to train: by a hash of its id. It may look
     better than held-out records do, for near twins of it may be trained on."""
     return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=4).digest()) < share * 2**32
+
+
+def divided(batch: Mapping[str, Any], form: Form, share: float) -> tuple[list[int], list[int]]:
+    """The usable rows of a batch of training records: those to train on, and the share kept for validation."""
+    kept = {row: validates(batch["id"][row], share) for row in usable(batch, form)}
+    return [row for row, is_kept in kept.items() if not is_kept], [row for row, is_kept in kept.items() if is_kept]
+
+
+def captioned(
+    batch: Mapping[str, Any], form: Form, vocabulary: Vocabulary, rows: Sequence[int]
+) -> tuple[Inputs, Tensor]:
+    """What a captioner sees of rows, and the words that it is to say of them, see `Vocabulary.encode`."""
+    words = vocabulary.encode([batch["text.media"][row] for row in rows], form.longest)
+    return tensors(batch, form, vocabulary, rows), words
 
 
 def tensors(batch: Mapping[str, Any], form: Form, vocabulary: Vocabulary, rows: Sequence[int]) -> Inputs:
@@ -164,16 +177,6 @@ def load(path: Path | str) -> tuple[Captioner, Vocabulary, Form]:
     model = Captioner(**saved["sizes"])
     model.load_state_dict(saved["model"])
     return model.eval(), Vocabulary(saved["words"]), Form(**saved["form"])
-
-
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Beside, to the disk, then renamed: what is at `path` is always whole."""
-    beside = path.with_suffix(".tmp")
-    with beside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
 
 
 def run(program: Callable[[], None]) -> None:

@@ -71,17 +71,11 @@ def scenes(found: Sequence[str], truth: Sequence[Any]) -> Figures:
     return {**dict(zip(KEYS, right.mean(0).tolist())), "all three": float(right.all(1).mean())}
 
 
-def read(root: Path, modality: str, column: str, split: str, segments: str) -> dict[str, Any]:
-    """A column of a modality by id."""
-    reader = open_dataset(
-        root,
-        modalities=(modality,),
-        columns=("id", column),
-        segments={modality: segments},
-        split=split,
-        batch_size=1024,
-    )
-    return {id: value for batch in reader for id, value in zip(batch["id"], batch[column])}
+def read(root: Path, modality: str, columns: Sequence[str], split: str, segments: str) -> dict[str, list[Any]]:
+    """Columns of a modality by id."""
+    reader = open_dataset(root, modality, ("id", *columns), split, segments=segments, batch_size=1024)
+    rows = (row for batch in reader for row in zip(batch["id"], *(batch[name] for name in columns)))
+    return {id: values for id, *values in rows}
 
 
 def nearest(root: Path, vectors: Sequence[NDArray[np.float32]], texts: dict[str, str], to: str) -> list[str]:
@@ -105,10 +99,10 @@ def main() -> None:
     words = vocabulary.encode([captions[0] for captions in texts], form.longest)
     order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(0))
     shuffled = rows_of(inputs, order)
-    training = read(args.out, "text", "text.media", "train", "random")
+    training = {id: text for id, (text,) in read(args.out, "text", ["text.media"], "train", "random").items()}
     root = args.neighbours or args.out
-    stacks = read(root, "image", "image.embedding", "heldout", "stack")
-    vectors = [stacks[id][0] for id in ids]
+    whole = read(root, "image", ["image.embedding"], "heldout", "first")
+    vectors = [whole[id][0] for id in ids]
     found: dict[str, list[str]] = {}
     for name, given in (("model", inputs), ("shuffled images", shuffled)):
         parts = torch.arange(len(ids)).split(128)
@@ -121,8 +115,8 @@ def main() -> None:
     table["model"] |= forced(model, words, inputs)
     table["shuffled images"] |= forced(model, words, shuffled)
     if args.scenes:
-        columns = [read(args.out, "image", f"metadata.{key}", "heldout", "stack") for key in KEYS]
-        truth = [{key: column[id] for key, column in zip(KEYS, columns)} for id in ids]
+        known = read(args.out, "image", [f"metadata.{key}" for key in KEYS], "heldout", "first")
+        truth = [dict(zip(KEYS, known[id])) for id in ids]
         for name, captions in found.items():
             table[name] |= scenes(captions, truth)
     keys = list(table["model"])

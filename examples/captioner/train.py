@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from data import Form, Statistics, Vocabulary, metadata_text, open_captions, run, save, tensors, usable, validates
+from data import Form, Inputs, Statistics, Vocabulary, captioned, divided, metadata_text, open_captions, run, tensors
+from mmembed.shards import replacing
 from model import Captioner, loss
 
 
@@ -53,7 +56,7 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
     statistics, segments = {name: Statistics() for name in form.inputs}, dict.fromkeys(form.inputs, 0)
     texts: list[str] = []
     for batch in reader:
-        rows = [row for row in usable(batch, form) if not validates(batch["id"][row], args.validate)]
+        rows, _ = divided(batch, form, args.validate)
         texts += [" ".join([*batch["text.media"][row], metadata_text(batch, form, row)]) for row in rows]
         for name, (vectors, mask) in tensors(batch, vectors_alone, Vocabulary([]), rows).items():
             statistics[name].add(vectors, mask)
@@ -79,19 +82,21 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
     return {**state, "optimizer": None, "random": torch.get_rng_state(), "reader": None}
 
 
-def validation(args: argparse.Namespace, model: Captioner, form: Form, vocabulary: Vocabulary) -> float:
-    """Cross-entropy of the training records that are kept for it."""
+def kept_out(args: argparse.Namespace, form: Form, vocabulary: Vocabulary) -> list[tuple[Inputs, Tensor]]:
+    """The training records that are kept for validation, in batches: inputs and words."""
+    batches = (
+        (batch, divided(batch, form, args.validate)[1]) for batch in open_captions(args.out, form, "train", 1024)
+    )
+    return [captioned(batch, form, vocabulary, rows) for batch, rows in batches if rows]
+
+
+def validation(model: Captioner, kept: Sequence[tuple[Inputs, Tensor]]) -> float:
+    """Mean cross-entropy of records, by batches of their inputs and words."""
     model.eval()
-    total, count = 0.0, 0
-    for batch in open_captions(args.out, form, "train", 1024):
-        rows = [row for row in usable(batch, form) if validates(batch["id"][row], args.validate)]
-        if rows:
-            words = vocabulary.encode([batch["text.media"][row] for row in rows], form.longest)
-            with torch.no_grad():
-                total += len(rows) * float(loss(model(tensors(batch, form, vocabulary, rows), words), words))
-            count += len(rows)
+    with torch.no_grad():
+        total = sum(len(words) * float(loss(model(inputs, words), words)) for inputs, words in kept)
     model.train()
-    return total / max(count, 1)
+    return total / max(sum(len(words) for _, words in kept), 1)
 
 
 def train(args: argparse.Namespace) -> None:
@@ -110,16 +115,17 @@ def train(args: argparse.Namespace) -> None:
     if step:
         optimizer.load_state_dict(state["optimizer"])
         reader.load_state_dict(state["reader"])
+    kept = kept_out(args, form, vocabulary)
     torch.set_rng_state(state["random"])
     begun, errors = time.monotonic(), list[float]()
     while step < args.steps:
         for batch in reader:
-            rows = [row for row in usable(batch, form) if not validates(batch["id"][row], args.validate)]
+            rows, _ = divided(batch, form, args.validate)
             if rows:
-                words = vocabulary.encode([batch["text.media"][row] for row in rows], form.longest)
+                inputs, words = captioned(batch, form, vocabulary, rows)
                 for group in optimizer.param_groups:
                     group["lr"] = args.rate * min(1, (step + 1) / 100) * (1 + math.cos(math.pi * step / args.steps)) / 2
-                error = loss(model(tensors(batch, form, vocabulary, rows), words), words)
+                error = loss(model(inputs, words), words)
                 optimizer.zero_grad()
                 error.backward()
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -129,10 +135,11 @@ def train(args: argparse.Namespace) -> None:
             if step % args.save == 0 or step == args.steps:
                 state |= {"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 state |= {"random": torch.get_rng_state(), "reader": reader.state_dict()}
-                save(args.model, state)
-                mean, kept = sum(errors) / max(len(errors), 1), validation(args, model, form, vocabulary)
+                with replacing(args.model) as beside:
+                    torch.save(state, beside)
+                mean, unseen = sum(errors) / max(len(errors), 1), validation(model, kept)
                 seconds = time.monotonic() - begun
-                print(f"step {step}: cross-entropy {mean:.3f}, validation {kept:.3f}, {seconds:.0f} s", flush=True)
+                print(f"step {step}: cross-entropy {mean:.3f}, validation {unseen:.3f}, {seconds:.0f} s", flush=True)
                 errors.clear()
             if step == args.steps:
                 return

@@ -74,7 +74,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Loader:
+class UnitReader:
     """Reads the blocks of units.
 
     Attributes:

@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmembed.dataset import Dataset
@@ -16,7 +15,7 @@ from mmembed.errors import UsageError
 from mmembed.index import Index, open_modality, query_rows
 from mmembed.reader.columns import Batch
 from mmembed.reader.order import Numbers
-from mmembed.reader.samples import EVERYTHING
+from mmembed.reader.samples import EVERYTHING, of_split
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,11 @@ class Neighbours:
     def check(self) -> None:
         """Raise UsageError where there is no index, or not enough in it."""
         rows = len(self._index) if self._kept is None else int(np.count_nonzero(self._kept))
-        if not 1 <= self.k <= rows - self._own:
+        own = self._index.most_a_record
+        if not 1 <= self.k <= rows - own:
             raise UsageError(
-                f"k = {self.k}: must be 1 to {rows - self._own}, for there are {rows} rows of {self.target} to find, "
-                f"and {self._own} may be of the record itself"
+                f"k = {self.k}: must be 1 to {rows - own}, for there are {rows} rows of {self.target} to find, "
+                f"and {own} may be of the record itself"
             )
 
     def columns(self, rows: Numbers, vectors: NDArray[Any], ids: Sequence[str]) -> Batch:
@@ -77,7 +77,7 @@ class Neighbours:
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(1)  # a process that was forked from one with more would wait for ever
         try:
-            scores, rows = self._index.search(queries, self.k + self._own, self._kept)
+            scores, rows = self._index.search(queries, self.k + self._index.most_a_record, self._kept)
         finally:
             faiss.omp_set_num_threads(threads)
         names = np.array(self._index.ids(rows.reshape(-1).tolist()), object).reshape(rows.shape)
@@ -94,14 +94,7 @@ class Neighbours:
         """The rows that may be found: nothing of the held-out records gets into training."""
         if self.split == EVERYTHING:
             return None
-        return np.asarray(pc.equal(self._index.rows["split"], self.split).to_numpy(zero_copy_only=False), bool)
-
-    @cached_property
-    def _own(self) -> int:
-        """The most rows that a record has."""
-        ids = self._index.rows["id"].combine_chunks()
-        ends = pc.run_end_encode(ids).run_ends.to_numpy()
-        return int(np.diff(ends, prepend=0).max(initial=0))
+        return of_split(self._index.rows, self.split)
 
     @cached_property
     def _known(self) -> tuple[Numbers, NDArray[np.float32]]:

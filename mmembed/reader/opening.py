@@ -13,7 +13,7 @@ from pyarrow import fs
 
 from mmembed.config import size_of
 from mmembed.errors import SpaceError, UsageError
-from mmembed.reader.blocks import Loader
+from mmembed.reader.blocks import UnitReader
 from mmembed.reader.columns import EMBEDDING, VECTORS, Column, columns_of
 from mmembed.reader.neighbours import Neighbours
 from mmembed.reader.reader import Plan, Reader
@@ -110,10 +110,10 @@ def open_dataset(
         having = (" and " if missing == SKIP else " or ").join(names)
         raise UsageError(f"{location} has no sample: no record of the split {split!r} has {having}")
     plan.check(len(samples))
-    loader = Loader(source, loaded, names, nulls)
+    reading = UnitReader(source, loaded, names, nulls)
     rows = [[unit.digests[name].hex() for name in names] for unit in units]  # not what the vectors are: maps may change
     identity = fingerprint(rows, list(chosen.items()), split, missing)
-    return Reader(wanted, units, samples, loader, vectors, asking, plan, missing == MASK, bytes, identity)
+    return Reader(wanted, units, samples, reading, vectors, asking, plan, missing == MASK, bytes, identity)
 
 
 def _names(given: str | Sequence[str] | None) -> list[str]:

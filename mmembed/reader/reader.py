@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmembed.errors import UsageError
-from mmembed.reader.blocks import Block, Loader, Resident, read_ahead
+from mmembed.reader.blocks import Block, Resident, UnitReader, read_ahead
 from mmembed.reader.columns import Batch, Column, stacked
 from mmembed.reader.neighbours import Neighbours
 from mmembed.reader.order import Numbers, share, shuffled, steps
@@ -99,7 +99,7 @@ class Reader:
     columns: Sequence[Column]
     units: Sequence[Kept]
     samples: Samples
-    loader: Loader
+    unit_reader: UnitReader
     vectors: Mapping[str, tuple[Space, np.dtype[Any]]]
     neighbours: Neighbours | None
     plan: Plan
@@ -121,7 +121,7 @@ class Reader:
 
     def __repr__(self) -> str:
         what = f"{' + '.join(self.modalities)}, {len(self)} samples in batches of {self.plan.batch_size}"
-        return f"Reader({self.loader.source.location}: {what}, epoch {self.epoch})"
+        return f"Reader({self.unit_reader.source.location}: {what}, epoch {self.epoch})"
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -221,7 +221,7 @@ class Reader:
             units = np.flatnonzero(np.diff(self.samples.units)).tolist()
             shapes = {name: (space.dim, dtype) for name, (space, dtype) in self.vectors.items()}
             self._resident = Resident(
-                self.loader.columns,
+                self.unit_reader.columns,
                 self.samples.rows,
                 shapes,
                 self._read(units),
@@ -277,28 +277,30 @@ class Reader:
 
     def _read(self, units: Iterable[int]) -> Iterator[tuple[int, Any]]:
         """The values of units, some of which are read before they are needed: as many as the memory holds."""
-        threads = self.loader.source.threads
-        ahead = max(1, min(2 * threads, self.memory // max(_COPIES * self.loader.unit_bytes, 1) - 1))
-        return read_ahead(units, lambda unit: self.loader(unit, self.units[unit]), ahead, threads)
+        threads = self.unit_reader.source.threads
+        ahead = max(1, min(2 * threads, self.memory // max(_COPIES * self.unit_reader.unit_bytes, 1) - 1))
+        return read_ahead(units, lambda unit: self.unit_reader(unit, self.units[unit]), ahead, threads)
 
     def _rows_of(self, numbers: Numbers, epoch: int) -> Mapping[str, Numbers]:
         return self.samples.rows_of(numbers, self.plan.seed, epoch)
 
     def _batch(self, block: Block, rows: Mapping[str, Numbers]) -> Batch:
-        found = block.batch(self.columns, rows)
+        found = block.batch(self.unit_reader.columns, rows)
         for name, how in zip(self.samples.modalities, self.samples.segments):
             if self.masked or how == STACK:
                 found[f"{name}.mask"] = rows[name] >= 0
         if self.neighbours:
-            found |= self._neighbours_of(self.neighbours, block, rows, found)
+            found |= _neighbours_of(self.neighbours, rows, found)
+            if "id" not in {column.name for column in self.columns}:  # it was read for their sake
+                del found["id"]
         return found
 
-    def _neighbours_of(self, neighbours: Neighbours, block: Block, rows: Mapping[str, Numbers], batch: Batch) -> Batch:
-        asking, vectors = rows[neighbours.asking], batch[f"{neighbours.asking}.embedding"]
-        if asking.ndim > 1:
-            asking, vectors = asking[:, 0], vectors[:, 0]
-        [ids] = block.batch([one for one in self.loader.columns if one.name == "id"], rows).values()
-        return neighbours.columns(asking, vectors, ids)
+
+def _neighbours_of(neighbours: Neighbours, rows: Mapping[str, Numbers], batch: Batch) -> Batch:
+    asking, vectors = rows[neighbours.asking], batch[f"{neighbours.asking}.embedding"]
+    if asking.ndim > 1:
+        asking, vectors = asking[:, 0], vectors[:, 0]
+    return neighbours.columns(asking, vectors, batch["id"])
 
 
 def _numbers(which: NDArray[Any], count: int) -> Numbers:

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from mmembed.reader.order import Numbers, picked
+from mmembed.tables import first_of_runs
 
 FIRST, RANDOM, ALL, STACK = "first", "random", "all", "stack"
 SEGMENTS = (FIRST, RANDOM, ALL, STACK)
@@ -62,9 +63,9 @@ def aligned(tables: Mapping[str, pa.Table], split: str, missing: str) -> tuple[K
     """
     kept, ids, starts, counts = {}, [], [], []
     for name, table in tables.items():
-        kept[name] = _of_split(table, split)
+        kept[name] = of_split(table, split)
         names = table["id"].combine_chunks().filter(pa.array(kept[name]))
-        first = _first_of_runs(names)
+        first = first_of_runs(pa.chunked_array([names]))
         ids.append(names.take(pa.array(first)))
         starts.append(first)
         counts.append(np.diff(first, append=len(names)))
@@ -89,17 +90,11 @@ def digest(table: pa.Table) -> bytes:
     return found.digest()
 
 
-def _of_split(table: pa.Table, split: str) -> NDArray[np.bool_]:
+def of_split(table: pa.Table, split: str) -> NDArray[np.bool_]:
+    """Which rows are of a split."""
     if split == EVERYTHING:
         return np.ones(table.num_rows, bool)
     return np.asarray(pc.equal(table["split"].combine_chunks(), split).to_numpy(zero_copy_only=False), bool)
-
-
-def _first_of_runs(names: pa.Array) -> Numbers:
-    """Where a value stands that is not the one before."""
-    if not len(names):
-        return np.empty(0, np.int64)
-    return np.append(0, 1 + np.flatnonzero(pc.not_equal(names[1:], names[:-1]))).astype(np.int64)
 
 
 def _places(wanted: pa.Array, value_set: pa.Array) -> Numbers:

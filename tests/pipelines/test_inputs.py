@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 from command import IN_PROCESS, complaint, mmembed
 from numpy.typing import NDArray
+from s3_server import s3_server
 from small_encoders import FLAGS
 
 from mmembed.dataset import Dataset
@@ -209,23 +210,13 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A bucket on an S3 server of this machine; worker processes know it by their environment."""
     import boto3
     from command import ENVIRONMENT
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    values = {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "none",
-        "AWS_SECRET_ACCESS_KEY": "none",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-        monkeypatch.setitem(ENVIRONMENT, name, value)
-    boto3.client("s3").create_bucket(Bucket="data")
-    yield "s3://data"
-    server.stop()
+    with s3_server() as environment:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+            monkeypatch.setitem(ENVIRONMENT, name, value)
+        boto3.client("s3").create_bucket(Bucket="data")
+        yield "s3://data"
 
 
 def test_remote_files_archives_and_folders_are_read_from_a_bucket(

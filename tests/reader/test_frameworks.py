@@ -187,7 +187,7 @@ assert reader.state_dict() == alone.state_dict() and reader.epoch == 2
 import jax
 from mmembed.errors import UsageError
 
-times = open_dataset(alone.loader.source.location, "image", ["metadata.milliseconds"])
+times = open_dataset(alone.unit_reader.source.location, "image", ["metadata.milliseconds"])
 try:
     list(batches(times))
 except UsageError as error:
@@ -221,13 +221,13 @@ assert reader.state_dict() == alone.state_dict() and reader.epoch == 2
 
 from mmembed.errors import UsageError
 try:
-    dataset(open_dataset(alone.loader.source.location, "image", ["embedding", "span"]))
+    dataset(open_dataset(alone.unit_reader.source.location, "image", ["embedding", "span"]))
 except UsageError as error:
     assert "image.span can't be a tensor" in str(error)
 else:
     raise AssertionError("lists of numbers of any length were taken for tensors")
 
-asking = open_dataset(alone.loader.source.location, "image", neighbors="text", k=2)
+asking = open_dataset(alone.unit_reader.source.location, "image", neighbors="text", k=2)
 [names, *_] = [batch["neighbors.id"].numpy() for batch in dataset(asking)]
 assert names.shape == (len(asking), 2) and isinstance(names[0, 0], bytes)
 """

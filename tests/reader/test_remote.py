@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from dataset_builder import build, random_rows
+from s3_server import s3_server
 
 from mmembed.errors import DatasetError, UsageError
 from mmembed.reader import open_dataset
@@ -19,18 +20,8 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def url(out: Path) -> Iterator[str]:
     """The data set on an S3 server of this machine; one file of `damaged` ends too soon."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "none",
-            "AWS_SECRET_ACCESS_KEY": "none",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
+    with s3_server() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
             patch.setenv(name, value)
         import boto3
 
@@ -44,7 +35,6 @@ def url(out: Path) -> Iterator[str]:
                 short = data[:-1] if name.endswith("image/part-00004.parquet") else data
                 client.put_object(Bucket="reading", Key=f"damaged/{name}", Body=short)
         yield "s3://reading"
-    server.stop()
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
