@@ -62,6 +62,8 @@ setup(
             "torch>=2.4",  # what runs them
         ],
         "serve": SERVE,
+        "gcp": ["apache-beam[gcp]"],  # gs:// and Dataflow
+        "aws": ["apache-beam[aws]"],  # s3://
         "train": TRAIN,  # the programs of examples/ that train
         "dev": [
             *SERVE,
@@ -82,6 +84,8 @@ setup(
             "resvg-py",  # draws the pictures of the real test set
             "moto[server]>=5",  # an S3 server on this machine: remote inputs are tested
             "boto3",  # what Beam reads s3:// with
+            "apache-beam[gcp]",  # jobs for Dataflow are made and staged, up to the service's call
+            "gcp-storage-emulator",  # gs:// on this machine, likewise
             "onnxruntime>=1.20",  # ONNX models, and silero-vad, which is installed without its dependencies
             "onnx>=1.17",  # makes small models for tests; Beam's handler of ONNX models needs it
             "transformers>=4.56,<6",  # small models with random weights
