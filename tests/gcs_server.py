@@ -50,3 +50,21 @@ def gcs_server(bucket: str = BUCKET) -> Iterator[dict[str, str]]:
                 "GOOGLE_APPLICATION_CREDENTIALS": str(credentials),
                 "GOOGLE_CLOUD_PROJECT": "none",
             }
+
+
+def upload(folder: Path, url: str) -> None:
+    """The files below a folder, where the environment is that of a server."""
+    from apache_beam.io.filesystems import FileSystems
+
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with FileSystems.create(f"{url}/{path.relative_to(folder).as_posix()}") as file:
+                file.write(path.read_bytes())
+
+
+def download(url: str) -> dict[str, bytes]:
+    """The objects below a URL, by their names there."""
+    from apache_beam.io.filesystems import FileSystems
+
+    found = [file.path for file in FileSystems.match([f"{url}/**"])[0].metadata_list]
+    return {path.removeprefix(f"{url}/"): FileSystems.open(path).read() for path in found}
