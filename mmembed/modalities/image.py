@@ -60,6 +60,11 @@ SIDE = 128
 FITS = ("letterbox", "crop", "stretch")
 """Ways in which a picture becomes a square."""
 
+DCT_SPARE, BOX_SPARE = 1.1, 1.5
+"""A JPEG is decoded at a lower resolution, and any picture reduced by the means of n x n pixels, to no less than these
+times the resolution that is needed. From there, the last resampling is hard to tell from one of all pixels; the DCT
+leaves out fine detail more cleanly than means do (docs/encoders.md)."""
+
 CELLS = 8
 """Rows and columns of the grid in which explanations tell the parts of a picture apart."""
 
@@ -73,12 +78,14 @@ class Picture:
         width: of the oriented original, in pixels.
         height: likewise.
         box: the part (left, top, right, bottom), in pixels of the oriented original.
+        shown: where in `pixels` the picture lies: the last row and column of a reduced one may be filled in part.
     """
 
     pixels: PILImage
     width: int
     height: int
     box: tuple[int, int, int, int]
+    shown: tuple[float, float, float, float]
 
     @property
     def nbytes(self) -> int:
@@ -115,7 +122,7 @@ class Image:
     )
 
     name: ClassVar[str] = "image"
-    version: ClassVar[str] = "1"
+    version: ClassVar[str] = "2"
 
     def __post_init__(self) -> None:
         if self.size and not 16 <= self.size <= 1024:
@@ -150,7 +157,7 @@ class Image:
         return not self.boxes
 
     def decode(self, media: Media) -> Picture:
-        """Decode at not much more than the needed resolution: at most 3 times it stays on each side.
+        """Decode at not much more than the needed resolution: less than 3 times it stays on each side.
 
         Raises:
             ReadError: the file can't be opened.
@@ -182,33 +189,30 @@ class Image:
             raise FilteredError(f"{width} x {height} pixels: the longer side is above max_aspect = {self.max_aspect:g}")
 
     def _decode(self, image: PILImage) -> Picture:
-        from PIL.Image import Resampling
-
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"{width} x {height} pixels are more than {MAX_PIXELS:,}: make the picture smaller")
-        kept = (width, height) if self.boxes else self._kept(width, height)  # boxes of any size are cut out later
-        # A JPEG is decoded at 1/2, 1/4 or 1/8 by its DCT, never below `kept`; its last row and column may then be
-        # filled in part, and `filled` says how far.
-        drafted = image.draft(None, kept)
-        filled = drafted[1] if drafted else (0, 0, width, height)
+        # A JPEG is decoded at 1/2, 1/4 or 1/8 by its DCT; its last row and column may then be filled in part, and
+        # `filled` says how far.
+        drafted = None if self.boxes else image.draft(None, self._kept(width, height, DCT_SPARE))
+        filled = drafted[1][2:] if drafted else (width, height)
         image.load()
         orientation, profile = _orientation(image), image.info.get("icc_profile")
-        small = _over_white(image)
-        # Resampling costs more than it saves where little is left out.
-        if filled != (0, 0, *small.size) or small.width > 2 * kept[0] or small.height > 2 * kept[1]:
-            small = small.resize(kept, Resampling.BICUBIC, filled, reducing_gap=2.0)
-        pixels = _orient(_to_srgb(small, profile), orientation)
+        small, factor = _over_white(image), 1
+        if not self.boxes:  # else boxes of any size are cut out later
+            small, factor = _reduced(small, self._kept(width, height, BOX_SPARE))
+        shown = _shown(small.size, (filled[0] / factor, filled[1] / factor), orientation)
         if orientation >= 5:
             width, height = height, width
-        return Picture(pixels, width, height, (0, 0, width, height))
+        return Picture(_orient(_to_srgb(small, profile), orientation), width, height, (0, 0, width, height), shown)
 
-    def _kept(self, width: int, height: int) -> tuple[int, int]:
-        """The least size to keep: 1.5 times the resolution of the sharpest segment, from which the last resampling is
-        hard to tell from one of all pixels. The grid's longer side counts for both, so that a rotation changes nothing.
+    def _kept(self, width: int, height: int, spare: float) -> tuple[int, int]:
+        """The least size to keep: `spare` times the resolution of the sharpest segment.
+
+        The grid's longer side counts for both, so that a rotation changes nothing.
         """
         side = min(width, height) if self.fit in ("crop", "stretch") else max(width, height)
-        scale = min(1.0, 1.5 * self.side * max(1, *self.grid) / side)
+        scale = min(1.0, spare * self.side * max(1, *self.grid) / side)
         return math.ceil(width * scale), math.ceil(height * scale)
 
     def segment(
@@ -233,11 +237,9 @@ class Image:
 
     def _part(self, picture: Picture, box: tuple[int, int, int, int]) -> Picture:
         """What a box shows as a picture of its own, with no more pixels than are needed."""
-        from PIL.Image import Resampling
-
         width, height = box[2] - box[0], box[3] - box[1]
-        pixels = picture.pixels.resize(self._kept(width, height), Resampling.BICUBIC, box, reducing_gap=2.0)
-        return Picture(pixels, width, height, (0, 0, width, height))
+        pixels, factor = _reduced(picture.pixels.crop(box), self._kept(width, height, BOX_SPARE))
+        return Picture(pixels, width, height, (0, 0, width, height), (0, 0, width / factor, height / factor))
 
     def normalize(self, piece: Picture) -> NDArray[np.uint8]:
         """The piece as uint8 (side, side, 3) sRGB, filtered so that it doesn't alias; a small one is enlarged.
@@ -251,13 +253,14 @@ class Image:
         width, height = max(1, round((right - left) * scale)), max(1, round((bottom - top) * scale))
         if self.fit == "stretch":
             width = height = self.side
-        across, down = piece.pixels.width, piece.pixels.height
-        # Multiplied before divided: then the right edge is exactly the last column's, as `resize` demands.
+        shown_left, shown_top, shown_right, shown_bottom = piece.shown
+        across, down = shown_right - shown_left, shown_bottom - shown_top
+        # Multiplied before divided, and nothing beyond the border: `resize` refuses a box too wide by a rounding.
         box = (
-            left * across / piece.width,
-            top * down / piece.height,
-            right * across / piece.width,
-            bottom * down / piece.height,
+            shown_left + left * across / piece.width,
+            shown_top + top * down / piece.height,
+            min(shown_left + right * across / piece.width, shown_right),
+            min(shown_top + bottom * down / piece.height, shown_bottom),
         )
         small = piece.pixels.resize((width, height), Resampling.BICUBIC, box, reducing_gap=2.0)
         square = np.full((self.side, self.side, 3), 255, np.uint8)
@@ -276,6 +279,20 @@ class Image:
         for left, top, right, bottom in spans:
             picture[int(top) : int(bottom), int(left) : int(right)] = colour
         return picture
+
+
+def _reduced(image: PILImage, kept: tuple[int, int]) -> tuple[PILImage, int]:
+    """The means of as many pixels as leave at least `kept`, and how many they are in each direction."""
+    factor = max(1, min(image.width // kept[0], image.height // kept[1]))
+    return (image.reduce(factor) if factor > 1 else image), factor
+
+
+def _shown(size: tuple[int, int], filled: tuple[float, float], orientation: int) -> tuple[float, float, float, float]:
+    """Where a picture lies once `_orient` has turned its pixels, of which so many were filled from the upper left."""
+    right = size[0] if orientation in (2, 3, 7, 8) else filled[0]
+    bottom = size[1] if orientation in (3, 4, 6, 7) else filled[1]
+    left, top = right - filled[0], bottom - filled[1]
+    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
 
 
 def _boxes(values: Any, picture: Picture) -> list[tuple[int, int, int, int]]:
