@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -132,14 +132,19 @@ def edges(picture: NDArray[np.uint8]) -> NDArray[np.float32]:
     upper_share = magnitude * (direction - lower.astype(np.float32))
     # Counted over a whole turn and folded below: cheaper than a modulo at each pixel.
     bins = 3 * ORIENTATIONS
-    cell = (np.arange(height) * GRID // height)[:, None] * GRID + np.arange(width) * GRID // width
-    index = cell.ravel()[at] * bins + lower
+    index = _cells(height, width)[at] * bins + lower
     total = np.bincount(index, magnitude - upper_share, GRID * GRID * bins)
     total += np.bincount(index + 1, upper_share, GRID * GRID * bins)
     cells = total.reshape(GRID, GRID, 3, ORIENTATIONS).sum(axis=2) * (GRID * GRID / (height * width))
     cells /= np.linalg.norm(cells, axis=2, keepdims=True) + FAINT
     mirrored = cells[:, ::-1, -np.arange(ORIENTATIONS) % ORIENTATIONS]
     return np.asarray((cells + mirrored)[:, : GRID // 2] / 2, np.float32).ravel()
+
+
+@lru_cache(maxsize=1)  # pictures of a run are of one size
+def _cells(height: int, width: int) -> NDArray[np.int64]:
+    """The cell of each pixel, row by row, int64 (height * width,)."""
+    return ((np.arange(height) * GRID // height)[:, None] * GRID + np.arange(width) * GRID // width).ravel()
 
 
 def gradient(picture: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -191,14 +196,18 @@ def binary_pattern(gray: NDArray[np.uint8], radius: int) -> NDArray[np.uint8]:
     """One bit for each of eight neighbours `radius` away, clockwise from the upper left (bit 0): is it more than NOISE
     lighter? uint8 (height - 2 * radius, width - 2 * radius)."""
     height, width = gray.shape
-    inner = gray[radius : height - radius, radius : width - radius]
-    inner = np.minimum(inner, np.uint8(255 - NOISE)) + np.uint8(NOISE)  # bytes stay bytes: nothing is lighter than 255
-    pattern = np.zeros(inner.shape, np.uint8)
-    for bit, (y, x) in enumerate([(0, 0), (0, 1), (0, 2), (1, 2), (2, 2), (2, 1), (2, 0), (1, 0)]):
-        top, left = y * radius, x * radius
-        neighbour = gray[top : top + inner.shape[0], left : left + inner.shape[1]]
-        pattern |= (neighbour > inner) * np.uint8(1 << bit)
-    return pattern
+    # All in one row of bytes, which a processor compares and adds many at once; what wraps around is cut off below.
+    flat, start = gray.ravel(), radius * width + radius
+    count = (height - 2 * radius) * width - 2 * radius
+    inner = np.minimum(flat[start : start + count], np.uint8(255 - NOISE)) + np.uint8(NOISE)  # nothing exceeds 255
+    pattern = np.zeros((height - 2 * radius) * width, np.uint8)
+    bits, lighter = pattern[:count], np.empty(count, bool)
+    for y, x in [(1, 0), (2, 0), (2, 1), (2, 2), (1, 2), (0, 2), (0, 1), (0, 0)]:  # the highest bit first
+        place = y * radius * width + x * radius
+        np.greater(flat[place : place + count], inner, out=lighter)
+        bits += bits
+        bits += lighter.view(np.uint8)
+    return pattern.reshape(-1, width)[:, : width - 2 * radius]
 
 
 @cache
