@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from importlib.metadata import metadata, requires
 from pathlib import Path
 from typing import Any
 
 import pytest
-from command import ROOT, mmembed
+from command import ENVIRONMENT, ROOT, mmembed
+from dataflow_service import PROJECT, REGION
+from gcs_server import BUCKET, download, gcs_server
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
@@ -17,6 +21,7 @@ from packaging.utils import canonicalize_name
 from mmembed.transforms import check_beam_flags
 from pipelines.template import OF_BEAM, PLACES, words
 
+OURS = ("spread",)  # of the template's own program
 TEMPLATES = sorted((ROOT / "pipelines" / "templates").glob("*.json"))
 
 # Dataflow's documented schema of a template's metadata; what else it has is for streaming.
@@ -61,6 +66,8 @@ def test_each_parameter_is_a_flag_of_the_command_or_of_beam(path: Path) -> None:
         name = parameter["name"]
         if name in PLACES:
             assert not parameter["isOptional"]
+        elif name in OURS:
+            assert parameter["isOptional"]
         elif name in OF_BEAM:
             check_beam_flags((f"--{name}=1",))
         else:
@@ -79,11 +86,16 @@ def test_the_command_takes_all_parameters_at_once(path: Path, monkeypatch: pytes
 
     for name in ("_build", "_extract", "_later_stage"):
         monkeypatch.setattr(cli, name, run)
-    parameters = [f"--{parameter['name']}={example(parameter)}" for parameter in load(path)["parameters"]]
-    assert cli.main(words(path.stem, [*parameters, "--runner=DataflowRunner", "--project=none"])) == 0
+    parameters = {parameter["name"]: example(parameter) for parameter in load(path)["parameters"]}
+    assert cli.main(words(path.stem, parameters | {"runner": "DataflowRunner", "project": "none"})) == 0
     (options,) = seen
     assert str(options.root).startswith("gs:/")
-    assert set(options.beam_flags) == {"--sdk_container_image=1", "--runner=DataflowRunner", "--project=none"}
+    assert set(options.beam_flags) == {
+        "--sdk_container_image=1",
+        "--runner=DataflowRunner",
+        "--project=none",
+        f"--job_name=mmembed-{path.stem}",
+    }
 
 
 def example(parameter: dict[str, Any]) -> str:
@@ -93,11 +105,55 @@ def example(parameter: dict[str, Any]) -> str:
     return value
 
 
+PARAMETERS = {
+    "out": "gs://b/out",
+    "unit_records": "64",
+    "dedup": "",
+    "overwrite": "false",
+    "retry_errors": "True",
+    "template_location": "gs://b/job",
+    "temp_location": "gs://b/temp",
+    "job_name": "monday",
+    "runner": "DataflowRunner",
+    "input": "gs://b/in.jsonl",
+}
+
+
 def test_parameters_become_words() -> None:
-    parameters = ["--out=gs://b/out", "--unit_records=64", "--dedup=", "--overwrite=false", "--retry_errors=True"]
-    beam = ["--template_location=gs://b/job", "--temp_location=gs://b/temp", "--runner=DataflowRunner"]
-    found = words("extract", [*parameters, beam[0], "--input=gs://b/in.jsonl", *beam[1:]])
-    assert found == ["extract", "gs://b/in.jsonl", "gs://b/out", "--unit-records=64", "--retry-errors", "--", *beam]
+    own = ("extract", "gs://b/in.jsonl", "gs://b/out", "--unit-records=64", "--retry-errors")
+    beam = ("--temp_location=gs://b/temp", "--runner=DataflowRunner", "--job_name=monday-extract")
+    assert words("extract", PARAMETERS) == (*own, "--", *beam)
+    assert words("extract", PARAMETERS | {"spread": "false"}) == own
+
+
+def test_the_launcher_leaves_a_job_of_one_worker() -> None:
+    """As Dataflow starts it: it wants the job in a file, and starts it when this program has ended."""
+    from apache_beam.portability.api import beam_runner_api_pb2
+
+    base = f"gs://{BUCKET}/launch"
+    given = {
+        "input": "gs://b/in.jsonl",
+        "out": "gs://b/out",
+        "sdk_container_image": "image:1",
+        "runner": "DataflowRunner",
+    }
+    given |= {"project": PROJECT, "region": REGION, "job_name": "monday", "max_num_workers": "50"}
+    given |= {"template_location": f"{base}/job_object", "temp_location": base, "staging_location": base}
+    command = [sys.executable, str(ROOT / "pipelines" / "template.py")]
+    command += [f"--{name}={value}" for name, value in given.items()]
+    with gcs_server() as bucket, pytest.MonkeyPatch.context() as patch:
+        for name, value in bucket.items():
+            patch.setenv(name, value)
+        environment = ENVIRONMENT | bucket | {"MMEMBED_STAGE": "extract"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        files = download(base)
+    job = json.loads(files.pop("job_object"))
+    (pool,) = job["environment"]["workerPools"]
+    assert (job["name"], pool["numWorkers"], pool["autoscalingSettings"]["maxNumWorkers"]) == ("monday", 1, 1)
+    (graph,) = [data for path, data in files.items() if path.endswith("pipeline.pb")]
+    transforms = beam_runner_api_pb2.Pipeline.FromString(graph).components.transforms.values()
+    assert {"RunCommand", "RunCommand/Run"} <= {transform.unique_name for transform in transforms}
 
 
 # The Dockerfile.
