@@ -24,35 +24,35 @@ PLACES = ("input", "out")
 OF_BEAM = ("sdk_container_image",)
 """Parameters that are declared for whoever fills the form in, but are flags of Beam's."""
 
-OF_LAUNCHER = ("template_location", "job_name")
+OF_LAUNCHER = ("--template_location=", "--job_name=")
 """Beam's flags that are for the launched job alone."""
 
 
-def words(stage: str, parameters: dict[str, str]) -> tuple[str, ...]:
+def words(stage: str, parameters: list[str]) -> tuple[str, ...]:
     """The words of the command: places, flags, and Beam's flags after `--` if the work goes to jobs of its own."""
-    declared = _declared(stage)
-    ours = {
-        name: value for name, value in parameters.items() if name in declared and value
-    }  # the form sends empty ones
+    ours, beam = _split(stage, parameters)
     spread = ours.pop("spread", "true").lower() == "true"
-    flags = [word for name, value in ours.items() if name not in PLACES for word in _flag(name, value)]
-    beam = {name: value for name, value in parameters.items() if name not in declared and name not in OF_LAUNCHER}
-    beam["job_name"] = f"{parameters.get('job_name', 'mmembed')}-{stage}"  # two running jobs can't have one name
-    places = [ours[name] for name in PLACES if name in ours]
-    return (stage, *places, *flags, *(["--", *_written(beam)] if spread else []))
+    places = [ours.pop(name) for name in PLACES if name in ours]
+    flags = [word for name, value in ours.items() for word in _flag(name, value)]
+    # Two running jobs can't have one name.
+    name = next((flag.partition("=")[2] for flag in beam if flag.startswith("--job_name=")), "mmembed")
+    kept = [flag for flag in beam if not flag.startswith(OF_LAUNCHER)]
+    return (stage, *places, *flags, *(["--", *kept, f"--job_name={name}-{stage}"] if spread else []))
 
 
-def launch(stage: str, parameters: dict[str, str]) -> None:
+def launch(stage: str, parameters: list[str]) -> None:
     """Launch the job of one worker."""
-    declared = _declared(stage)
-    beam = {name: value for name, value in parameters.items() if name not in declared}
-    flags = _written({**beam, "num_workers": "1", "max_num_workers": "1"})
-    run("RunCommand", [words(stage, parameters)], RunCommand(), Engine(1, tuple(flags)))
+    flags = (*_split(stage, parameters)[1], "--num_workers=1", "--max_num_workers=1")  # the last ones count
+    run("RunCommand", [words(stage, parameters)], RunCommand(), Engine(1, flags))
 
 
-def _declared(stage: str) -> set[str]:
+def _split(stage: str, parameters: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Ours by name, and Beam's as they are; the form sends empty ones of ours too."""
     template = json.loads((Path(__file__).parent / "templates" / f"{stage}.json").read_text("utf-8"))
-    return {parameter["name"] for parameter in template["parameters"]} - {*OF_BEAM}
+    declared = {parameter["name"] for parameter in template["parameters"]} - {*OF_BEAM}
+    pairs = [(word, *word.removeprefix("--").partition("=")[::2]) for word in parameters]
+    ours = {name: value for _, name, value in pairs if name in declared and value}
+    return ours, [word for word, name, _ in pairs if name not in declared]
 
 
 def _flag(name: str, value: str) -> list[str]:
@@ -60,10 +60,5 @@ def _flag(name: str, value: str) -> list[str]:
     return {"true": [flag], "false": []}.get(value.lower(), [f"{flag}={value}"])
 
 
-def _written(flags: dict[str, str]) -> list[str]:
-    return [f"--{name}={value}" if value else f"--{name}" for name, value in flags.items()]
-
-
 if __name__ == "__main__":
-    pairs = (word.removeprefix("--").partition("=")[::2] for word in sys.argv[1:])
-    launch(os.environ["MMEMBED_STAGE"], dict(pairs))
+    launch(os.environ["MMEMBED_STAGE"], sys.argv[1:])

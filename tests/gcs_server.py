@@ -53,11 +53,11 @@ def gcs_server(bucket: str = BUCKET) -> Iterator[dict[str, str]]:
 
 
 def upload(folder: Path, url: str) -> None:
-    """The files below a folder, where the environment is that of a server."""
+    """The files below a folder but for hidden ones, which are locks; the environment is that of a server."""
     from apache_beam.io.filesystems import FileSystems
 
     for path in folder.rglob("*"):
-        if path.is_file():
+        if path.is_file() and not path.name.startswith("."):
             with FileSystems.create(f"{url}/{path.relative_to(folder).as_posix()}") as file:
                 file.write(path.read_bytes())
 

@@ -18,6 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from mmembed.dataset import Dataset
 from mmembed.transforms import check_beam_flags
 from pipelines.template import OF_BEAM, PLACES, words
 
@@ -86,8 +87,8 @@ def test_the_command_takes_all_parameters_at_once(path: Path, monkeypatch: pytes
 
     for name in ("_build", "_extract", "_later_stage"):
         monkeypatch.setattr(cli, name, run)
-    parameters = {parameter["name"]: example(parameter) for parameter in load(path)["parameters"]}
-    assert cli.main(words(path.stem, parameters | {"runner": "DataflowRunner", "project": "none"})) == 0
+    parameters = [f"--{parameter['name']}={example(parameter)}" for parameter in load(path)["parameters"]]
+    assert cli.main(words(path.stem, [*parameters, "--runner=DataflowRunner", "--project=none"])) == 0
     (options,) = seen
     assert str(options.root).startswith("gs:/")
     assert set(options.beam_flags) == {
@@ -105,48 +106,49 @@ def example(parameter: dict[str, Any]) -> str:
     return value
 
 
-PARAMETERS = {
-    "out": "gs://b/out",
-    "unit_records": "64",
-    "dedup": "",
-    "overwrite": "false",
-    "retry_errors": "True",
-    "template_location": "gs://b/job",
-    "temp_location": "gs://b/temp",
-    "job_name": "monday",
-    "runner": "DataflowRunner",
-    "input": "gs://b/in.jsonl",
-}
+PARAMETERS = [
+    "--out=gs://b/out",
+    "--unit_records=64",
+    "--dedup=",
+    "--overwrite=false",
+    "--retry_errors=True",
+    "--template_location=gs://b/job",
+    "--experiments=one",
+    "--job_name=monday",
+    "--experiments=two",
+    "--labels=a=b",
+    "--runner=DataflowRunner",
+    "--input=gs://b/in.jsonl",
+]
 
 
 def test_parameters_become_words() -> None:
     own = ("extract", "gs://b/in.jsonl", "gs://b/out", "--unit-records=64", "--retry-errors")
-    beam = ("--temp_location=gs://b/temp", "--runner=DataflowRunner", "--job_name=monday-extract")
-    assert words("extract", PARAMETERS) == (*own, "--", *beam)
-    assert words("extract", PARAMETERS | {"spread": "false"}) == own
+    beam = ("--experiments=one", "--experiments=two", "--labels=a=b", "--runner=DataflowRunner")
+    assert words("extract", PARAMETERS) == (*own, "--", *beam, "--job_name=monday-extract")
+    assert words("extract", [*PARAMETERS, "--spread=false"]) == own
+
+
+def start(stage: str, parameters: list[str], environment: dict[str, str]) -> None:
+    """The template's program, as its launcher starts it."""
+    command = [sys.executable, str(ROOT / "pipelines" / "template.py"), *parameters]
+    environment = ENVIRONMENT | environment | {"MMEMBED_STAGE": stage}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_launcher_leaves_a_job_of_one_worker() -> None:
-    """As Dataflow starts it: it wants the job in a file, and starts it when this program has ended."""
+    """Dataflow wants the job in a file, and starts it when this program has ended."""
     from apache_beam.portability.api import beam_runner_api_pb2
 
     base = f"gs://{BUCKET}/launch"
-    given = {
-        "input": "gs://b/in.jsonl",
-        "out": "gs://b/out",
-        "sdk_container_image": "image:1",
-        "runner": "DataflowRunner",
-    }
-    given |= {"project": PROJECT, "region": REGION, "job_name": "monday", "max_num_workers": "50"}
-    given |= {"template_location": f"{base}/job_object", "temp_location": base, "staging_location": base}
-    command = [sys.executable, str(ROOT / "pipelines" / "template.py")]
-    command += [f"--{name}={value}" for name, value in given.items()]
+    parameters = ["--input=gs://b/in.jsonl", "--out=gs://b/out", "--sdk_container_image=image:1", "--job_name=monday"]
+    parameters += [f"--project={PROJECT}", f"--region={REGION}", "--runner=DataflowRunner", "--max_num_workers=50"]
+    parameters += [f"--template_location={base}/job_object", f"--temp_location={base}", f"--staging_location={base}"]
     with gcs_server() as bucket, pytest.MonkeyPatch.context() as patch:
         for name, value in bucket.items():
             patch.setenv(name, value)
-        environment = ENVIRONMENT | bucket | {"MMEMBED_STAGE": "extract"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
+        start("extract", parameters, bucket)
         files = download(base)
     job = json.loads(files.pop("job_object"))
     (pool,) = job["environment"]["workerPools"]
@@ -154,6 +156,14 @@ def test_the_launcher_leaves_a_job_of_one_worker() -> None:
     (graph,) = [data for path, data in files.items() if path.endswith("pipeline.pb")]
     transforms = beam_runner_api_pb2.Pipeline.FromString(graph).components.transforms.values()
     assert {"RunCommand", "RunCommand/Run"} <= {transform.unique_name for transform in transforms}
+
+
+@pytest.mark.parametrize("spread", ["true", "false"])
+def test_the_job_does_the_work_and_commits(spread: str, manifest: Path, tmp_path: Path) -> None:
+    """On an engine that runs it at once: the job, the command in it, and the command's own jobs."""
+    parameters = [f"--input={manifest}", f"--out={tmp_path / 'out'}", "--limit=8", f"--spread={spread}"]
+    start("extract", [*parameters, "--runner=FnApiRunner", "--job_name=monday"], {})
+    assert Dataset.open(tmp_path / "out").stages["extract"].summary["records"] == 8
 
 
 # The Dockerfile.
