@@ -109,8 +109,8 @@ def waveform(samples: Array, standardize: bool = False) -> Array:
     """
     if samples.ndim != 1 or not samples.size or not np.isfinite(samples).all():
         raise EncodeError(f"a segment must be finite samples of one channel, but is of shape {samples.shape}")
-    sound = np.flatnonzero(samples)
-    heard = samples[: sound[-1] + 1 if sound.size else 1]
+    last = int(np.argmax(samples[::-1] != 0))  # 0 too where there is no sound at all
+    heard = samples[: len(samples) - last if samples[-1 - last] else 1]
     if not standardize:
         return heard
     return np.asarray((heard - heard.mean()) / np.sqrt(heard.var() + 1e-7), np.float32)  # as transformers does it
