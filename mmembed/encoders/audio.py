@@ -126,7 +126,7 @@ def descriptors(samples: Array, rate: int) -> tuple[Array, Array, Array]:
         float32 (frames, 5). frames = 1 + n // hop.
     """
     size, hop = frame_sizes(rate)
-    padded = np.pad(samples, size // 2)
+    padded = _zeros_around(samples, size // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[::hop]
     parts = [_describe(frames[i : i + FRAMES], rate) for i in range(0, len(frames), FRAMES)]
     mel, chroma, shape = (np.concatenate(column) for column in zip(*parts, strict=True))
@@ -174,7 +174,7 @@ def _rolloff(share: Array) -> NDArray[np.int64]:
     before = np.where(run > 0, upto[rows, run - 1], np.float32(0))
     within = before[:, None] + np.cumsum(share[rows[:, None], index], axis=1)
     # By other roundings, its last bin may not reach what the run as a whole does.
-    return index[rows, np.minimum((within < wanted[:, None]).sum(axis=1), RUN - 1)]
+    return np.asarray(index[rows, np.minimum((within < wanted[:, None]).sum(axis=1), RUN - 1)], np.int64)
 
 
 @cache
@@ -244,7 +244,7 @@ def delta(track: Array, reach: int = 4) -> Array:
 
     Source: Young et al., The HTK Book, equation 5.16; librosa.feature.delta(mode="nearest").
     """
-    padded = np.pad(track, ((reach, reach), (0, 0)), mode="edge")
+    padded = np.concatenate([np.repeat(track[:1], reach, axis=0), track, np.repeat(track[-1:], reach, axis=0)])
     steps = range(1, reach + 1)
     rises = sum(k * (padded[reach + k :][: len(track)] - padded[reach - k :][: len(track)]) for k in steps)
     return np.asarray(rises / np.float32(2 * sum(k * k for k in steps)), np.float32)
@@ -264,9 +264,16 @@ def onsets(strength: Array, frames_a_second: float) -> NDArray[np.int64]:
         return np.zeros(0, np.int64)
     near, wide = round(0.05 * frames_a_second), round(0.15 * frames_a_second)
     window = np.lib.stride_tricks.sliding_window_view
-    strongest = window(np.pad(strength, near), 2 * near + 1).max(axis=1)
-    mean = window(np.pad(strength, wide), 2 * wide + 1).mean(axis=1)
+    strongest = window(_zeros_around(strength, near), 2 * near + 1).max(axis=1)
+    mean = window(_zeros_around(strength, wide), 2 * wide + 1).mean(axis=1)
     return np.flatnonzero((strength == strongest) & (strength >= mean + 3))
+
+
+def _zeros_around(values: Array, count: int) -> Array:
+    """With so many zeros before and after; `np.pad` takes longer than what is done with a short sound then."""
+    padded = np.zeros(len(values) + 2 * count, values.dtype)
+    padded[count : count + len(values)] = values
+    return padded
 
 
 def _courses(track: Array) -> Array:
