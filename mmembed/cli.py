@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import mmembed
 from mmembed.errors import MmembedError, UsageError, VersionError
+from mmembed.files import Place, place
 
 if TYPE_CHECKING:
     from mmembed.search import Searcher
@@ -123,12 +124,12 @@ def _parser() -> argparse.ArgumentParser:
         _stage_arguments(made, sections)
 
     made = command("evaluate", _evaluate, "Retrieval between all modalities, on held-out records.")
-    made.add_argument("root", metavar="OUT", type=Path)
+    made.add_argument("root", metavar="OUT", type=place)
     _section_arguments(made, ("evaluate",))
 
     made = command("compare", _compare, "Which of two data sets finds more, and whether that is chance.")
-    made.add_argument("first", metavar="A", type=Path)
-    made.add_argument("second", metavar="B", type=Path)
+    made.add_argument("first", metavar="A", type=place)
+    made.add_argument("second", metavar="B", type=place)
     made.add_argument("--json", action="store_true", help="one JSON object a line")
 
     for name, run, help in (
@@ -137,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         ("verify", _verify, "Check every file of a data set."),
     ):
         made = command(name, run, help)
-        made.add_argument("root", metavar="OUT", type=Path)
+        made.add_argument("root", metavar="OUT", type=place)
         if name == "info":
             made.add_argument("--history", action="store_true", help="what each build did")
 
@@ -156,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
         _section_arguments(made, ("extract",))
 
     made = command("query", _query, "Nearest neighbours of texts, pictures, sounds, records, or several together.")
-    made.add_argument("root", metavar="OUT", type=Path)
+    made.add_argument("root", metavar="OUT", type=place)
     made.set_defaults(clauses=[])
     for flag, metavar, kind in (
         ("text", "TEXT", str),
@@ -182,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--preview", action="store_true", help="pictures in the terminal, where it shows 24-bit colours")
 
     made = command("explain", _explain, "Which words, picture cells or stretches of time make a match.")
-    made.add_argument("root", metavar="OUT", type=Path)
+    made.add_argument("root", metavar="OUT", type=place)
     _query_arguments(made)
     made.add_argument("--id", metavar="ID", required=True, help="the record that is matched")
     made.add_argument("--to", default="any", metavar="MODALITY", help="which of its modalities (default: the nearest)")
@@ -190,7 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--json", action="store_true", help="one JSON object")
 
     made = command("serve", _serve, "A search page, and the same as an HTTP API.")
-    made.add_argument("root", metavar="OUT", type=Path)
+    made.add_argument("root", metavar="OUT", type=place)
     made.add_argument("--host", default="127.0.0.1", help="to listen at (default: 127.0.0.1, this machine alone)")
     made.add_argument("--port", type=int, default=8000, help="to listen at; 0: any that is free (default: 8000)")
     made.add_argument(
@@ -219,7 +220,7 @@ def _query_arguments(parser: argparse.ArgumentParser) -> argparse._MutuallyExclu
 
 
 def _stage_arguments(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
-    parser.add_argument("root", metavar="OUT", type=Path)
+    parser.add_argument("root", metavar="OUT", type=place)
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one a core)")
     _section_arguments(parser, sections)
     parser.epilog = (
@@ -318,10 +319,10 @@ def _engine(options: argparse.Namespace) -> Any:
     from mmembed.engine import Engine
 
     if options.beam_flags:
-        from mmembed.files import use_flags
+        from mmembed.remote import use_flags
         from mmembed.transforms import check_beam_flags
 
-        check_beam_flags(options.beam_flags)
+        check_beam_flags(options.beam_flags, [options.root, *([place(options.input)] if "input" in options else [])])
         use_flags(options.beam_flags)
     return Engine(options.workers, options.beam_flags)
 
@@ -338,7 +339,8 @@ def _build(options: argparse.Namespace) -> int:
     from mmembed import stages
     from mmembed.report import build_summary
 
-    config, engine = _config(options, _budget(options.root)), _engine(options)
+    engine = _engine(options)
+    config = _config(options, _budget(options.root))
     if options.dry_run:
         return _dry_run(options, config)
     with _writing(options.root):
@@ -347,7 +349,7 @@ def _build(options: argparse.Namespace) -> int:
     return _judge_errors(dataset, config)
 
 
-def _budget(root: Path) -> dict[str, Any]:
+def _budget(root: Place) -> dict[str, Any]:
     """What was said of the indexes of a data set that is there: it holds until something else is said."""
     from mmembed.dataset import MANIFEST, Dataset
 
@@ -390,7 +392,7 @@ def _request(options: argparse.Namespace) -> Any:
 
 
 @contextmanager
-def _writing(root: Path) -> Iterator[None]:
+def _writing(root: Place) -> Iterator[None]:
     """The folder of a data set, made if need be, that nobody else writes into meanwhile."""
     from mmembed.dataset import locked, make_folder
 
@@ -416,10 +418,11 @@ def _later_stage(options: argparse.Namespace) -> int:
     from mmembed import stages
     from mmembed.dataset import Dataset
 
+    engine = _engine(options)
     config = _config(options, dict(Dataset.open(options.root).config))
     with _writing(options.root):
         before = Dataset.open(options.root)
-        after = getattr(stages, options.stage)(before, config, _engine(options))
+        after = getattr(stages, options.stage)(before, config, engine)
     if "evaluate" in before.stages and "evaluate" not in after.stages:
         stages.say(
             f"{options.stage}: the evaluation and report.html are removed, for they were of what was there before: "

@@ -70,6 +70,7 @@ class ExtractConfig:
     allow_private_hosts: bool = option(False, "media URLs may name hosts of private networks and this machine")
     fetch_timeout: float = option(30.0, "seconds for one media URL")
     fetch_megabytes: int = option(100, "the largest body of a media URL")
+    timeout: float = option(900.0, "seconds that a medium or a batch of segments may take at a step; 0: any time")
     image: Image = Image()
     text: Text = Text()
     audio: Audio = Audio()
@@ -89,6 +90,7 @@ class ExtractConfig:
         _require(self.dedup in ("exact", "near", "none"), "dedup", self.dedup, "exact, near or none")
         _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "0 to 1")
         _require(self.fetch_timeout > 0, "fetch_timeout", self.fetch_timeout, "above 0 seconds")
+        _require(0 <= self.timeout < 1e7, "timeout", self.timeout, "seconds from 0 (any time) on")
         _require(self.fetch_megabytes >= 1, "fetch_megabytes", self.fetch_megabytes, "at least 1")
 
     @property

@@ -8,7 +8,10 @@ import json
 import os
 import platform
 import re
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,12 +21,16 @@ import pyarrow as pa
 
 import mmembed
 from mmembed.errors import DatasetError, UsageError, VersionError
-from mmembed.shards import TEMPORARY_SUFFIX, read_checked, read_table, write_json
+from mmembed.files import Place, listed, size
+from mmembed.remote import RemotePath
+from mmembed.shards import TEMPORARY_SUFFIX, read_checked, read_table, write_bytes, write_json
 from mmembed.types import Space
 
 FORMAT_VERSION = 2
 MANIFEST = "dataset.json"
-LOCK = ".lock"
+LOCK, REMOTE_LOCK = ".lock", ".writing"
+"""Of a folder of this machine, and of a remote one: that a folder was copied there says nothing of who writes."""
+
 CARD = "README.md"
 EVALUATION = "evaluation.json"
 REPORT = "report.html"
@@ -36,6 +43,11 @@ _OWN = re.compile(
     r"|maps/([^/]+\.safetensors|fit\.json|groups\.json|moments/block-\d{5}\.safetensors)"
     r"|index/([^/]+\.(faiss|arrow|npy|tuned\.safetensors)|index\.json|parts/.+))"
 )
+
+LOCK_SECONDS = 120
+"""How long a lock on a remote file system counts after it was last written."""
+
+_CHUNK_BYTES = 1 << 22
 
 STAGES = ("extract", "fit", "project", "index", "evaluate")
 
@@ -62,6 +74,7 @@ class Dataset:
     """A built data set: the folder and what its manifest says.
 
     Attributes:
+        root: the folder, of this machine or a remote file system.
         input: the manifest of raw records, as an absolute path.
         config: the whole resolved configuration, JSON values.
         stages: by name, those that are complete.
@@ -69,7 +82,7 @@ class Dataset:
         history: what was done, and when, the oldest first.
     """
 
-    root: Path
+    root: Place
     input: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Stage] = field(default_factory=dict)
@@ -77,7 +90,7 @@ class Dataset:
     history: Sequence[Mapping[str, Any]] = ()
 
     @classmethod
-    def open(cls, root: Path) -> Dataset:
+    def open(cls, root: Place) -> Dataset:
         """Read the manifest.
 
         Raises:
@@ -96,7 +109,7 @@ class Dataset:
             raise UsageError(f"can't read {path}: {error.strerror}") from error
 
     @classmethod
-    def parse(cls, data: bytes, root: Path, path: str) -> Dataset:
+    def parse(cls, data: bytes, root: Place, path: str) -> Dataset:
         """The data set that a manifest describes.
 
         Args:
@@ -132,7 +145,7 @@ class Dataset:
             ) from error
 
     @classmethod
-    def open_or_new(cls, root: Path, overwrite: bool = False) -> Dataset:
+    def open_or_new(cls, root: Place, overwrite: bool = False) -> Dataset:
         """The data set in a folder; an empty one if the folder is empty, missing, or holds a killed first run.
 
         Args:
@@ -151,14 +164,25 @@ class Dataset:
                     if not overwrite:
                         raise
                     remove_own(root)
-            other = min((path for path in root.rglob("*") if path.is_file() and not is_own(root, path)), default=None)
+            other = next((path for path in listed(root) if not is_own(root, path)), None)
         except OSError as error:
             raise UsageError(f"can't build into {root}: {error.strerror}") from error
         if other:
             raise UsageError(
-                f"{root} is no data set and not empty (it holds {other.relative_to(root)}): choose another folder"
+                f"{root} is no data set and not empty (it holds {relative(root, other)}): choose another folder"
             )
         return cls(root.absolute())
+
+    @property
+    def folder(self) -> Path:
+        """The root, where it is a folder of this machine.
+
+        Raises:
+            UsageError: it is on a remote file system.
+        """
+        if isinstance(self.root, RemotePath):
+            raise UsageError(f"{self.root} is not on this machine: copy it here first, and name the copy")
+        return self.root
 
     def moved(self, input: str, extract: Mapping[str, Any]) -> Dataset:
         """This data set with its input, or its models, at another place, written to disk; what was made from it
@@ -249,13 +273,11 @@ class Dataset:
         done = self.stages.get(stage)
         return done is not None and done.fingerprint == fingerprint and not self.damaged(done.summary["folders"])
 
-    def damaged(self, folders: list[str]) -> list[str]:
+    def damaged(self, folders: Collection[str]) -> list[str]:
         """Files below some top folders that are missing or have another size; contents are not read."""
-        return [
-            path
-            for path, file in self.files.items()
-            if path.split("/")[0] in folders and _size(self.root / path) != file.bytes
-        ]
+        names = [path for path in self.files if path.split("/")[0] in folders]
+        sizes = self.root.sizes() if isinstance(self.root, RemotePath) else {n: size(self.root / n) for n in names}
+        return [path for path in names if sizes.get(path) != self.files[path].bytes]
 
     def stage(self, name: str) -> Stage:
         """A stage that is done.
@@ -294,15 +316,16 @@ class Dataset:
         return {name: Space(**space) for name, space in spaces.items()}
 
 
-def make_folder(root: Path) -> None:
+def make_folder(root: Place) -> None:
     """Make the folder of a data set, if it isn't there.
 
     Raises:
         UsageError: it can't be made, or not be written.
     """
-    if ":/" in str(root):  # of "://" pathlib leaves one slash
-        raise UsageError(f"can't build into {root}: only folders of this machine's file systems are known")
     try:
+        if isinstance(root, RemotePath):  # which needs no making, but must be one that can be asked
+            root.is_dir()
+            return
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"can't build into {root}: {error.strerror}") from error
@@ -311,12 +334,17 @@ def make_folder(root: Path) -> None:
 
 
 @contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """Nobody else writes into a data set meanwhile. The lock goes with the process, however that ends.
+def locked(root: Place) -> Iterator[None]:
+    """Nobody else writes into a data set meanwhile. The lock goes with the process, however that ends; a remote one
+    is a file that is written again and again, and counts for LOCK_SECONDS.
 
     Raises:
         UsageError: somebody else does.
     """
+    if isinstance(root, RemotePath):
+        with _locked_remotely(root / REMOTE_LOCK):
+            yield
+        return
     import fcntl
 
     with (root / LOCK).open("a+") as file:
@@ -334,34 +362,60 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def describe(root: Path, path: str, rows: int | None = None) -> File:
+@contextmanager
+def _locked_remotely(lock: RemotePath) -> Iterator[None]:
+    if time.time() - (lock.modified() or 0) < LOCK_SECONDS:
+        who = lock.read_text("utf-8").strip()
+        raise UsageError(
+            f"another mmembed (process {who}) is writing into {lock.parent}: wait for it, or choose another folder; if "
+            f"it was killed, try again in {LOCK_SECONDS} seconds"
+        )
+    ended = threading.Event()
+
+    def hold() -> None:
+        while True:
+            write_bytes(lock, f"{os.getpid()} on {platform.node()}\n".encode())
+            if ended.wait(LOCK_SECONDS / 4):
+                return
+
+    with ThreadPoolExecutor(1) as pool:
+        holding = pool.submit(hold)
+        try:
+            yield
+        finally:
+            ended.set()
+            holding.result()
+            lock.unlink()
+
+
+def describe(root: Place, path: str, rows: int | None = None) -> File:
     """A file on disk as the manifest is to know it."""
+    digest, size = hashlib.sha256(), 0
     with (root / path).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256")
-        return File(file.tell(), digest.hexdigest(), rows)
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            size += len(chunk)
+    return File(size, digest.hexdigest(), rows)
 
 
-def remove_own(root: Path) -> None:
+def remove_own(root: Place) -> None:
     """Remove the files of a data set, the manifest last, and nothing else."""
-    names = (path for path in sorted(root.rglob("*")) if path.is_file())
-    for path in names:
-        if is_own(root, path) or path.relative_to(root).as_posix() in EVALUATED:
+    for path in listed(root):
+        if is_own(root, path) or relative(root, path) in EVALUATED:
             path.unlink()
     (root / MANIFEST).unlink()
 
 
-def is_own(root: Path, path: Path) -> bool:
+def relative(root: Place, path: Place) -> str:
+    """The path of a file of a data set, as its manifest has it."""
+    return path.relative_to(root).as_posix()  # type: ignore[arg-type]  # both are of one kind
+
+
+def is_own(root: Place, path: Place) -> bool:
     """Whether a file below a data set has a name that stages write: no other is ever removed."""
-    name = path.relative_to(root).as_posix()
-    return bool(_OWN.fullmatch(name)) or name.endswith(TEMPORARY_SUFFIX) or name == LOCK
+    name = relative(root, path)
+    return bool(_OWN.fullmatch(name)) or name.endswith(TEMPORARY_SUFFIX) or name in (LOCK, REMOTE_LOCK)
 
 
 def _now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None

@@ -41,3 +41,8 @@ class Engine:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"workers = {self.workers}: must be at least 1")
+
+    @property
+    def is_here(self) -> bool:
+        """Whether its workers are processes of this machine that are watched (`transforms.processes`)."""
+        return not self.beam_flags

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import signal
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -21,13 +21,14 @@ from mmembed.encoders import Encoder
 from mmembed.errors import CrashError, UsageError
 from mmembed.features import Marks, leave_out, read_receipt, unchanged
 from mmembed.fetch import Fetcher
+from mmembed.files import Place
 from mmembed.inputs import Source, open_source
 from mmembed.modalities import Modality
-from mmembed.scratch import Scratch
-from mmembed.shards import fingerprint, read_footer, read_table, shard_path
+from mmembed.scratch import UNIT_STAGES, Scratch
+from mmembed.shards import fingerprint, read_footer, read_table, several, shard_path
 from mmembed.types import Unit
 
-FREE = ("limit", "max_error_rate", "dedup", "fetch_timeout", "fetch_megabytes")
+FREE = ("limit", "max_error_rate", "dedup", "fetch_timeout", "fetch_megabytes", "timeout")
 """Keys of the configuration that change nothing of what was extracted."""
 
 CHEAP = ("sample", "allow_outside", "allow_private_hosts")
@@ -54,7 +55,7 @@ class Extraction:
     scratch: Scratch
 
     @classmethod
-    def of(cls, input: str, root: Path, config: ExtractConfig) -> Extraction:
+    def of(cls, input: str, root: Place, config: ExtractConfig) -> Extraction:
         """Plan it: the input's units are listed, nothing is read of media.
 
         Raises:
@@ -65,10 +66,10 @@ class Extraction:
         if not sum(unit.records for unit in units):
             raise UsageError(f"{input} holds no records")
         source.check_columns(units[0])
-        return cls(source, units, config, dict(Parts(config)), Scratch(root, source.folder))
+        return cls(source, units, config, dict(Parts(config)), Scratch(root, source.folder, timeout=config.timeout))
 
     @property
-    def root(self) -> Path:
+    def root(self) -> Place:
         """The data set's folder."""
         return self.scratch.root
 
@@ -124,34 +125,38 @@ class Extraction:
         """Of a unit that is done."""
         return read_receipt(self.root, unit, self.marks)
 
+    def receipts(self, units: Sequence[Unit]) -> Iterator[dict[str, Any] | None]:
+        """Of each of some units."""
+        return several(self.receipt, units, self.root)
+
     def missing(self, units: Sequence[Unit]) -> list[Unit]:
         """Units that are not done."""
-        return [unit for unit in units if self.receipt(unit) is None]
+        return [unit for unit, receipt in zip(units, self.receipts(units)) if receipt is None]
 
     def stale(self, retry_errors: bool) -> list[Unit]:
         """Units to do: those that are missing, or whose files have changed, or that have errors to be tried again."""
-        return [
-            unit
-            for unit in self.units
-            if (receipt := self.receipt(unit)) is None
-            or (retry_errors and receipt["errors"])
-            or not unchanged(self.root, unit, self.scratch)
-        ]
+
+        def is_stale(unit: Unit) -> bool:
+            receipt = self.receipt(unit)
+            again = receipt is None or (retry_errors and receipt["errors"])
+            return again or not unchanged(self.root, unit, self.scratch)
+
+        return [unit for unit, stale in zip(self.units, several(is_stale, self.units, self.root)) if stale]
 
     def retire(self, units: Sequence[Unit]) -> None:
         """Move the files of units, and of those that the input no longer has, to where they are taken over from."""
         self.scratch.remember_before(identities(self.root))
         surplus = [number for number in _numbers(self.root) if number >= len(self.units)]
-        for number in [*(unit.number for unit in units), *surplus]:
-            self.scratch.retire(number, self.marks.modalities)
+        numbers = [*(unit.number for unit in units), *surplus]
+        deque(several(partial(self.scratch.retire, marks=self.marks.modalities), numbers, self.root), maxlen=0)
 
     def settle_duplicates(self) -> list[Unit]:
         """Take records out of finished units that are copies of others; gives units that must be done once more,
         because a record in them is no copy any longer."""
         without = copies(self.root, [unit.number for unit in self.units], self.config.dedup)
         again = []
-        for unit in self.units:
-            receipt, wanted = self.receipt(unit), without.get(unit.number, {})
+        for unit, receipt in zip(self.units, self.receipts(self.units)):
+            wanted = without.get(unit.number, {})
             if receipt is None or receipt["without"].keys() - wanted.keys():
                 again.append(unit)
             elif receipt["without"] != wanted:
@@ -183,8 +188,9 @@ class Extraction:
             raise CrashError(f"{error}{_GO_ON}")
         unit, stage, source, modality = note
         doing = f"{stage.split()[0]} of {modality or 'records'}, {source}"
-        if error.signal in _KILLED_FROM_OUTSIDE or stage in ("read", "write"):
-            raise CrashError(f"{error} during {doing}; if memory ran out, use fewer --workers{_GO_ON}")
+        if error.signal in _KILLED_FROM_OUTSIDE or stage in UNIT_STAGES:
+            memory = "; if memory ran out, use fewer --workers" if error.signal else ""
+            raise CrashError(f"{error} during {doing}{memory}{_GO_ON}")
         if in_a_row >= MAX_CRASHES:
             raise CrashError(
                 f"{error} during {doing}, and {in_a_row - 1} others before it with no unit finished: "
@@ -244,13 +250,13 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
-def copies(root: Path, numbers: Sequence[int], dedup: str) -> dict[int, dict[str, list[str]]]:
+def copies(root: Place, numbers: Sequence[int], dedup: str) -> dict[int, dict[str, list[str]]]:
     """Records that are to be left out, by unit and id: what they are, why, and the place or id of the one that stays.
 
     Of each record, some 40 bytes and its id are in memory, and its signatures where near duplicates are looked for.
     """
     columns = ["id", "source", *(["media"] if dedup != "none" else [])]
-    tables = [read_table((root / shard_path("records", number)).read_bytes(), columns) for number in numbers]
+    tables = list(several(lambda n: read_table((root / shard_path("records", n)).read_bytes(), columns), numbers, root))
     starts = np.cumsum([0, *(table.num_rows for table in tables)])
     records = pa.concat_tables(tables).combine_chunks()
     ids = records["id"]
@@ -279,19 +285,20 @@ def _media_table(media: pa.ChunkedArray, but: set[int]) -> pa.Table:
     return table.filter(pa.array(kept))
 
 
-def identities(root: Path) -> NDArray[Any]:
+def identities(root: Place) -> NDArray[Any]:
     """Of each record on disk, hashes of its id and of its content."""
-    parts = [np.empty(0, _IDENTITY)]
-    for number in _numbers(root):
-        path = root / shard_path("records", number)
-        if read_footer(path) is None:  # damaged
-            continue
-        table = read_table(path.read_bytes(), ["id", "digest"])
-        part = np.empty(table.num_rows, _IDENTITY)
-        part["id"] = [_hash(id) for id in table["id"].to_pylist()]
-        part["digest"] = [int(digest, 16) for digest in table["digest"].to_pylist()]
-        parts.append(part)
-    return np.concatenate(parts)
+    paths = [root / shard_path("records", number) for number in _numbers(root)]
+    return np.concatenate([np.empty(0, _IDENTITY), *several(_identities, paths, root)])
+
+
+def _identities(path: Place) -> NDArray[Any]:
+    if read_footer(path) is None:  # damaged
+        return np.empty(0, _IDENTITY)
+    table = read_table(path.read_bytes(), ["id", "digest"])
+    part = np.empty(table.num_rows, _IDENTITY)
+    part["id"] = [_hash(id) for id in table["id"].to_pylist()]
+    part["digest"] = [int(digest, 16) for digest in table["digest"].to_pylist()]
+    return part
 
 
 def _hash(id: str) -> int:
@@ -299,6 +306,6 @@ def _hash(id: str) -> int:
     return int.from_bytes(digest, "little")
 
 
-def _numbers(root: Path) -> list[int]:
+def _numbers(root: Place) -> list[int]:
     """The numbers of the units on disk."""
     return sorted(int(path.stem.removeprefix("part-")) for path in (root / "records").glob("part-*.parquet"))

@@ -6,7 +6,6 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from mmembed import files, signatures
 from mmembed.dataset import Dataset
 from mmembed.errors import MmembedError, RepeatedIdError
-from mmembed.files import Stamp
+from mmembed.files import Place, Stamp
 from mmembed.moments import View
 from mmembed.scratch import Scratch
 from mmembed.shards import fingerprint, read_footer, read_table, shard_path, write_table
@@ -111,7 +110,7 @@ def write_unit(scratch: Scratch, unit: Unit, contents: Contents, marks: Marks) -
     write_table(root / shard_path("records", number), records_table(contents.records, by_id), receipt)
 
 
-def _write_if_any(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
+def _write_if_any(path: Place, table: pa.Table, footer: Mapping[str, Any]) -> None:
     """A table without rows has no file, nor that of an earlier attempt."""
     if table.num_rows:
         write_table(path, table, footer)
@@ -173,7 +172,7 @@ def _stamps_table(contents: Contents, usable: Mapping[Key, Mapping[str, Any]], s
     return pa.Table.from_pylist(rows, STAMPS)
 
 
-def read_receipt(root: Path, unit: Unit, marks: Marks) -> dict[str, Any] | None:
+def read_receipt(root: Place, unit: Unit, marks: Marks) -> dict[str, Any] | None:
     """The receipt of a unit whose files are all there and of this configuration, None of any other."""
     receipt = read_footer(root / shard_path("records", unit.number))
     if receipt is None or receipt["fingerprint"] != marks.of(unit):
@@ -185,7 +184,7 @@ def read_receipt(root: Path, unit: Unit, marks: Marks) -> dict[str, Any] | None:
     return receipt if whole else None
 
 
-def unchanged(root: Path, unit: Unit, scratch: Scratch) -> bool:
+def unchanged(root: Place, unit: Unit, scratch: Scratch) -> bool:
     """Whether the files that a unit was read from, and those that its media are in, are as they were."""
     try:
         rows = read_table((root / shard_path("stamps", unit.number)).read_bytes()).to_pylist()
@@ -205,7 +204,7 @@ def unit_files(number: int, receipt: Mapping[str, Any]) -> dict[str, int]:
     return found | {shard_path("records", number): receipt["records"]}
 
 
-def leave_out(root: Path, unit: Unit, without: Mapping[str, Sequence[str]], marks: Marks) -> None:
+def leave_out(root: Place, unit: Unit, without: Mapping[str, Sequence[str]], marks: Marks) -> None:
     """Write a finished unit's files again without some of its records, which belong to others.
 
     Args:
@@ -268,7 +267,7 @@ def leave_out(root: Path, unit: Unit, without: Mapping[str, Sequence[str]], mark
 
 
 def _rows_but_of(
-    path: Path, before: Mapping[str, Sequence[str]], sources: Mapping[str, str], column: str, value: str
+    path: Place, before: Mapping[str, Sequence[str]], sources: Mapping[str, str], column: str, value: str
 ) -> list[dict[str, Any]]:
     """The rows of errors/ or dropped/ but those that say of records left out before that they were."""
     rows = read_table(path.read_bytes()).to_pylist() if path.exists() else []

@@ -22,7 +22,8 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 import mmembed
 from mmembed.errors import ReadError
-from mmembed.files import is_web, open_binary, read_part
+from mmembed.files import open_binary, read_part
+from mmembed.remote import is_web
 from mmembed.types import Media, Part
 
 MAX_REDIRECTS = 5

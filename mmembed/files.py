@@ -1,13 +1,10 @@
-"""Files by their location: a path of this machine, or a URL of a file system that Beam knows (gs://, s3://, hdfs://).
-
-The one place below `transforms` that imports Beam, and only for such URLs: whoever opens a file opens it here.
-"""
+"""Files by their location: a path of this machine, or a URL of a remote file system: whoever opens a file opens it
+here."""
 
 from __future__ import annotations
 
 import fnmatch
 import glob
-import importlib.util
 import io
 import os
 import posixpath
@@ -15,22 +12,18 @@ import re
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from functools import cache
+from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from mmembed import remote
 from mmembed.errors import ReadError
+from mmembed.remote import RemotePath
 
-WEB = ("http://", "https://")
+Place = Path | RemotePath
+"""Where a file or folder of a data set lies: on this machine, or on a remote file system."""
 
 _MAGIC = re.compile(r"[*?\[]")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_CLIENTS = {
-    "gs": ("gcp", "google.cloud.storage"),
-    "s3": ("aws", "boto3"),
-    "hdfs": ("hadoop", "hdfs"),
-    "azfs": ("azure", "azure.storage.blob"),
-}
-"""By scheme, the extra of apache-beam that reads it, and a module that comes with that."""
 
 
 class Stamp(NamedTuple):
@@ -53,9 +46,24 @@ def is_url(location: str) -> bool:
     return "://" in location and bool(_SCHEME.match(location))
 
 
-def is_web(location: str) -> bool:
-    """Whether this is an http(s) URL, which only a `mmembed.fetch.Fetcher` opens."""
-    return location[:8].lower().startswith(WEB)
+def place(location: str | Path | RemotePath) -> Place:
+    """A location as a path."""
+    return RemotePath(str(location).rstrip("/")) if is_url(str(location)) else Path(str(location))
+
+
+def listed(folder: Place) -> list[Place]:
+    """The files below the folder of a data set, hidden ones too, in the order of their names."""
+    if isinstance(folder, RemotePath):
+        return sorted(folder.rglob(), key=str)
+    return sorted((path for path in folder.rglob("*") if path.is_file()), key=str)
+
+
+def size(path: Place) -> int | None:
+    """Bytes of a file of a data set, None where there is none."""
+    if isinstance(path, RemotePath):
+        return path.size()
+    found = stamp(str(path))
+    return None if found == NO_FILE else found.bytes
 
 
 def is_text(name: str) -> bool:
@@ -83,13 +91,13 @@ def parent(location: str) -> str:
 def open_binary(location: str) -> BinaryIO:
     """A file, readable and seekable; nothing is decompressed.
 
-    A remote file system is asked as `use_flags` says, or else as the environment does.
+    A remote file system is asked as `remote.use_flags` says, or else as the environment does.
 
     Raises:
         ReadError: the file is missing, can't be opened, or is none (a folder, a pipe, a device).
     """
     if is_url(location):
-        return _open_remote(location)
+        return remote.open_binary(location)
     try:
         if not stat.S_ISREG(os.stat(location).st_mode):  # a pipe or a device might never end
             raise ReadError(f"can't open {_shown(location)}: it is no regular file")
@@ -119,10 +127,7 @@ def exists(location: str) -> bool:
     """
     if not is_url(location):
         return os.path.isfile(location)
-    try:
-        return bool(_file_systems(location).exists(location))
-    except Exception as error:  # the client of each file system has errors of its own
-        raise ReadError(f"can't look for {location}: {_remote_reason(location, error)}") from error
+    return remote.exists(location)
 
 
 def is_folder(location: str) -> bool:
@@ -131,7 +136,7 @@ def is_folder(location: str) -> bool:
     Raises:
         ReadError: its file system can't be asked.
     """
-    return bool(_match(f"{location.rstrip('/')}/**", 1)) if is_url(location) else os.path.isdir(location)
+    return remote.is_folder(location) if is_url(location) else os.path.isdir(location)
 
 
 def below(folder: str) -> Iterator[str]:
@@ -145,7 +150,7 @@ def below(folder: str) -> Iterator[str]:
     """
     if is_url(folder):
         prefix = folder.rstrip("/") + "/"
-        names = (found.removeprefix(prefix) for found in _files(prefix + "**"))
+        names = (found.location.removeprefix(prefix) for found in remote.match(prefix + "**"))
         yield from sorted(name for name in names if not any(part.startswith(".") for part in name.split("/")))
     else:
         yield from _below(folder, "", (os.path.realpath(folder),))
@@ -162,7 +167,7 @@ def matching(pattern: str) -> list[str]:
         ReadError: a folder can't be listed.
     """
     if is_url(pattern):
-        return sorted(_files(pattern))
+        return sorted(found.location for found in remote.match(pattern))
     parts = pattern.split("/")
     if "**" not in parts:
         return sorted(path for path in glob.glob(pattern) if os.path.isfile(path))
@@ -254,7 +259,7 @@ def read_part(location: str, start: int, size: int) -> bytes:
         raise
     except Exception as error:  # the client of each file system has errors of its own
         _kept.location = None
-        raise ReadError(f"can't read {location}: {_remote_reason(location, error)}") from error
+        raise ReadError(f"can't read {location}: {remote.reason(location, error)}") from error
     if len(data) < size:
         raise ReadError(f"can't read {location}: it ends before byte {start + size:,}")
     return data
@@ -287,89 +292,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 def _shown(location: str) -> str:
     """A path as a message can hold it, which is written as UTF-8."""
     return location if is_text(location) else location.encode("utf-8", "backslashreplace").decode()
-
-
-def use_flags(flags: Sequence[str]) -> None:
-    """Open URLs as some flags of Beam say: credentials, end points, projects.
-
-    Of s3://: --s3_endpoint_url, --s3_access_key_id, --s3_secret_access_key, --s3_session_token, --s3_region_name,
-    --s3_verify, --s3_disable_ssl. Without one of them boto3 goes by the environment and by ~/.aws, as its own
-    programs do: AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN,
-    AWS_DEFAULT_REGION, AWS_PROFILE, AWS_CA_BUNDLE. hdfs:// needs --hdfs_host, --hdfs_port and --hdfs_user.
-    """
-    from apache_beam.io.filesystems import FileSystems
-    from apache_beam.options.pipeline_options import PipelineOptions
-
-    FileSystems.set_options(PipelineOptions(list(flags)))
-
-
-def _file_systems(location: str) -> Any:
-    """Beam's file systems; without flags of the user's they go by what the environment says.
-
-    Raises:
-        ReadError: the location is of none of them, or they have no credentials; the message is the reason alone.
-    """
-    if is_web(location):
-        raise ReadError("web addresses are fetched where media are read, and only there")
-    from apache_beam.io.filesystems import FileSystems
-
-    if FileSystems._pipeline_options is None:  # some refuse to work without any
-        use_flags(())
-    if location.startswith("s3://"):
-        from apache_beam.options.pipeline_options import S3Options
-
-        if not FileSystems._pipeline_options.view_as(S3Options).s3_access_key_id:
-            _check_credentials()
-    return FileSystems
-
-
-@cache
-def _check_credentials() -> None:
-    """Raise where boto3 has no credentials: Beam would ask again and again for ten minutes before it says so."""
-    import boto3
-
-    if boto3.session.Session().get_credentials() is None:
-        raise ReadError("there are no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
-
-
-def _match(pattern: str, limit: int | None = None) -> list[str]:
-    """What a pattern names on a remote file system; * stays within a folder, ** does not.
-
-    Raises:
-        ReadError: there is no such file system, or it can't be asked.
-    """
-    try:
-        [result] = _file_systems(pattern).match([pattern], [limit])
-        return [found.path for found in result.metadata_list]
-    except Exception as error:  # the client of each file system has errors of its own
-        raise ReadError(f"can't list {pattern}: {_remote_reason(pattern, error)}") from error
-
-
-def _files(pattern: str) -> Iterator[str]:
-    """The files among what a pattern names: an object whose name ends in / stands for a folder."""
-    return (path for path in _match(pattern) if not path.endswith("/"))
-
-
-def _open_remote(location: str) -> BinaryIO:
-    try:
-        system = _file_systems(location)
-        return cast(BinaryIO, system.open(location, compression_type="uncompressed"))  # of CompressionTypes
-    except Exception as error:  # the client of each file system has errors of its own
-        raise ReadError(f"can't open {location}: {_remote_reason(location, error)}") from error
-
-
-def _remote_reason(location: str, error: Exception) -> str:
-    scheme = location.partition("://")[0]
-    extra, module = _CLIENTS.get(scheme, ("", ""))
-    if module and not _is_installed(module):
-        return f"Beam reads {scheme}:// with more packages: pip install 'apache-beam[{extra}]'"
-    if "Unable to get filesystem" in str(error):
-        return f"{scheme}:// is no file system; there are {', '.join(f'{known}://' for known in _CLIENTS)}"
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it would be in
-        return False

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +22,11 @@ from mmembed.config import FitConfig
 from mmembed.dataset import Dataset
 from mmembed.errors import UsageError
 from mmembed.features import UnitFeatures, read_unit
+from mmembed.files import Place
 from mmembed.linear import Lift, LinearMap, Scoring
 from mmembed.moments import Matrix, Moments, View, concatenate, merge_all
 from mmembed.pairs import Pairs, join, reciprocal_rank
-from mmembed.shards import write_bytes, write_json
+from mmembed.shards import fetched, write_bytes, write_json
 from mmembed.splits import TRAIN, Groups, fold_of, position, split_of
 from mmembed.types import Space
 
@@ -124,6 +124,12 @@ def sample_share(records: int, dims: Sequence[int]) -> float:
     return min(1.0, SAMPLE_RECORDS / max(records, 1), SAMPLE_BYTES / (4 * sum(dims) * max(records, 1)))
 
 
+def fit_bytes(dims: Sequence[int]) -> int:
+    """About what fitting features of so many dimensions takes: moments of all folds, what is made of them, and the
+    sample."""
+    return (1 << 30) + 3 * FOLDS * 8 * sum(dims) ** 2 + 4 * SAMPLE_BYTES
+
+
 @dataclass(frozen=True)
 class AccumulateBlock:
     """Writes the moments of a block of units by fold, and its part of the sample: a picklable value, called on workers.
@@ -155,16 +161,16 @@ class AccumulateBlock:
 class ReadMoments:
     """Reads one fold of what `AccumulateBlock` wrote in the same run: a picklable value, called on a worker."""
 
-    root: Path
+    root: Place
 
     def __call__(self, name: str, fold: int) -> Moments:
         return Moments.from_arrays(_read_block(self.root / name, f"{fold}/"))
 
 
-def _read_block(path: Path, prefix: str) -> dict[str, NDArray[Any]]:
+def _read_block(path: Place, prefix: str) -> dict[str, NDArray[Any]]:
     from safetensors import safe_open
 
-    with safe_open(path, framework="numpy") as file:
+    with fetched(path) as local, safe_open(local, framework="numpy") as file:
         keys = [key for key in list(file.keys()) if key.startswith(prefix)]
         return {key.removeprefix(prefix): file.get_tensor(key) for key in keys}
 
@@ -177,7 +183,7 @@ class WriteMaps:
         version: of the space that the maps lead to.
     """
 
-    root: Path
+    root: Place
     spaces: Mapping[str, Space]
     config: FitConfig
     version: str

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from pathlib import Path
 
 from mmembed.config import Config
 from mmembed.extraction import Extraction
+from mmembed.files import Place
 from mmembed.steps import encode_segments, normalize_segments, segment_records
 from mmembed.types import Batch, Record
 
@@ -15,7 +15,7 @@ TRIED = 24
 """Records that are really read, segmented and encoded for the estimate."""
 
 
-def forecast(input: str, root: Path, config: Config, workers: int) -> str:
+def forecast(input: str, root: Place, config: Config, workers: int) -> str:
     """What would be read, in how many units, and estimates of the time of extraction and of the size of its results.
 
     Nothing is written. The records tried are the first ones of the unit in the middle of the input.

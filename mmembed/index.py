@@ -30,7 +30,7 @@ from mmembed.errors import DatasetError, UsageError
 from mmembed.hubness import bank_of, csls_terms
 from mmembed.kinds import Kind, Rows
 from mmembed.linear import Scoring
-from mmembed.shards import fingerprint
+from mmembed.shards import fetched, fingerprint
 from mmembed.tables import first_of_runs, vectors_from_arrow
 from mmembed.types import Space
 
@@ -313,7 +313,8 @@ def _mapped(dataset: Dataset, path: str) -> mmap.mmap | bytes:
     """A file of the data set, mapped into memory and compared with its checksum."""
     known = dataset.files.get(path)
     try:
-        with (dataset.root / path).open("rb") as file:
+        # Of a remote file this is a copy, which has no name any more when it is returned, but all of its content.
+        with fetched(dataset.root / path) as local, local.open("rb") as file:
             size = file.seek(0, 2)
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
     except OSError as error:
@@ -347,7 +348,8 @@ def _read_faiss(dataset: Dataset, modality: str) -> Any:
     path = dataset.root / index_path(modality)
     _mapped(dataset, index_path(modality))
     try:
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        with fetched(path) as local:
+            return faiss.read_index(str(local), faiss.IO_FLAG_MMAP_IFC)
     except RuntimeError as error:
         raise DatasetError(f"{path} is no index that FAISS can read ({error}): run `mmembed index`") from error
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
-from pathlib import Path
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 from mmembed import kinds, tune
 from mmembed.config import IndexConfig
 from mmembed.dataset import Dataset
+from mmembed.files import Place, listed, size
 from mmembed.index import (
     VERSION,
     blocks,
@@ -36,7 +35,8 @@ from mmembed.index import (
     vectors_path,
 )
 from mmembed.kinds import BLOCK_ROWS, Kind
-from mmembed.shards import checksum, fingerprint, replacing, write_bytes, write_json
+from mmembed.remote import RemotePath
+from mmembed.shards import checksum, fetched, fingerprint, move, replacing, write_bytes, write_json
 from mmembed.splits import HELD_OUT, TRAIN, position
 from mmembed.tables import embeddings_schema, vectors_from_arrow
 from mmembed.tune import Budget, Measured, Probes
@@ -115,12 +115,12 @@ class Tuned:
         )
 
     @classmethod
-    def read(cls, path: Path) -> Tuned | None:
+    def read(cls, path: Place) -> Tuned | None:
         """What `to_bytes` gave; None where there is no such file, or it is damaged: it can be made again."""
         from safetensors import SafetensorError, safe_open
 
         try:
-            with safe_open(path, framework="np") as file:
+            with fetched(path) as local, safe_open(local, framework="np") as file:
                 about = json.loads((file.metadata() or {})[_METADATA_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, ValueError):
@@ -188,9 +188,9 @@ class Indexing:
         tuned = tuned or self._learn(modality, made, vectors, radius)
         write_bytes(self._part(tuned_path(modality)), tuned.to_bytes())
         folder = self._folder(modality, tuned)
-        for other in (self.dataset.root / PARTS).glob(f"{modality}-*"):
-            if other != folder:  # of other rows, or of an index that learned something else
-                shutil.rmtree(other)
+        for other in listed(self.dataset.root / PARTS):
+            if other.parent.name.startswith(f"{modality}-") and other.parent != folder:
+                other.unlink()  # of other rows, or of an index that learned something else
         count = 1 if tuned.kind.is_exact or tuned.kind.is_graph else -(-len(vectors) // self.block_rows)
         return [(modality, number) for number in range(max(1, count))]
 
@@ -200,9 +200,8 @@ class Indexing:
         tuned, folder = self._open(modality)
         path = folder / f"block-{number:05d}.npy"
         if not (tuned.kind.is_exact or tuned.kind.is_graph or path.exists()):
-            vectors = self._vectors(modality)
-            index = tuned.empty_index(vectors.shape[1])
-            rows = np.array(vectors[number * self.block_rows : (number + 1) * self.block_rows])
+            rows = self._block(modality, number)
+            index = tuned.empty_index(rows.shape[1])
             codes = kinds.encode(index, tuned.kind, rows, tuned.radius)
             with replacing(path) as temporary, temporary.open("wb") as file:
                 np.save(file, codes, allow_pickle=False)
@@ -216,11 +215,10 @@ class Indexing:
         kind, radius, vectors = tuned.kind, tuned.radius, self._vectors(modality)
         index = tuned.empty_index(vectors.shape[1])
         if kind.is_exact or kind.is_graph:
-            starts = range(0, len(vectors), self.block_rows)
-            rows = (vectors[start : start + self.block_rows] for start in starts)
+            rows = (self._block(modality, number) for number in range(-(-len(vectors) // self.block_rows)))
             index = kinds.grow(index, kind, rows, radius)
         else:
-            codes = (np.load(folder / f"block-{number:05d}.npy", allow_pickle=False) for number in sorted(numbers))
+            codes = (_codes(folder / f"block-{number:05d}.npy") for number in sorted(numbers))
             index = kinds.fill(index, kind, codes)
         now = tuned.probes
         if not kind.is_exact and tuned.about["embeddings"] != made["embeddings"]:  # rows have come or gone since
@@ -234,7 +232,7 @@ class Indexing:
             **made,
             "kind": kind.name,
             "radius": radius,
-            "bytes": path.stat().st_size,
+            "bytes": size(path),
             "search": dict(chosen.search),
             "recall": dict(chosen.recall),
             "milliseconds": chosen.milliseconds,
@@ -251,7 +249,7 @@ class Indexing:
     def publish(self, modality: str) -> None:
         """Put what `finish` left where it belongs; until then, what was there is as it was."""
         for path in self.files(self.entry(modality), modality):
-            os.replace(self._part(path), self.dataset.root / path)
+            move(self._part(path), self.dataset.root / path)
 
     def entry(self, modality: str) -> dict[str, Any]:
         """What `finish` left."""
@@ -291,18 +289,32 @@ class Indexing:
         return longest * (1 + 1e-6) if made["terms"] else 0.0
 
     def _vectors(self, modality: str) -> Array:
-        found: Array = np.load(self._part(vectors_path(modality)), mmap_mode="r", allow_pickle=False)
+        """All rows, mapped into memory; of remote ones a copy."""
+        path = self._part(vectors_path(modality))
+        if isinstance(path, RemotePath):
+            return _copied(path, fingerprint(self.made[modality]))
+        found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         return found
 
-    def _part(self, path: str) -> Path:
+    def _block(self, modality: str, number: int) -> Array:
+        """The rows of a block."""
+        start = number * self.block_rows
+        with self._part(vectors_path(modality)).open("rb") as file:
+            np.lib.format.read_magic(file)
+            (count, width), _, _ = np.lib.format.read_array_header_1_0(file)
+            file.seek(4 * start * width, os.SEEK_CUR)
+            rows = min(self.block_rows, count - start)
+            return np.frombuffer(file.read(4 * rows * width), np.float32).reshape(rows, width)
+
+    def _part(self, path: str) -> Place:
         """Where a file of index/ lies until it is published."""
         return self.dataset.root / PARTS / path.rsplit("/", 1)[-1]
 
-    def _folder(self, modality: str, tuned: Tuned) -> Path:
+    def _folder(self, modality: str, tuned: Tuned) -> Place:
         """Of the blocks that are encoded with what an index has learned."""
         return self._part(f"{modality}-{fingerprint(tuned.name, self.made[modality]['embeddings'])[:16]}")
 
-    def _open(self, modality: str) -> tuple[Tuned, Path]:
+    def _open(self, modality: str) -> tuple[Tuned, Place]:
         tuned = Tuned.read(self._part(tuned_path(modality)))
         assert tuned is not None  # `prepare` has just written it
         return tuned, self._folder(modality, tuned)
@@ -440,7 +452,25 @@ def _together(tables: Sequence[pa.Table]) -> pa.Table:
     return tables[0] if len(tables) == 1 else pa.concat_tables(tables).combine_chunks()
 
 
-def _write_faiss(path: Path, index: Any) -> None:
+def _codes(path: Place) -> NDArray[np.uint8]:
+    with path.open("rb") as file:
+        found: NDArray[np.uint8] = np.load(file, allow_pickle=False)
+    return found
+
+
+@lru_cache(maxsize=1)
+def _copied(path: RemotePath, made: str) -> Array:
+    """The matrix of a remote .npy file, in memory that the system can take back: a file that has no name any more.
+
+    Args:
+        made: what it was made of, for another one under the same name.
+    """
+    with fetched(path) as local:
+        found: Array = np.load(local, mmap_mode="r", allow_pickle=False)
+    return found
+
+
+def _write_faiss(path: Place, index: Any) -> None:
     import faiss
 
     with replacing(path) as temporary:

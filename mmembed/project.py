@@ -71,8 +71,9 @@ class ProjectUnit:
     groups: Groups
     holdout: float
 
-    def __call__(self, number: int) -> None:
+    def __call__(self, number: int) -> int:
         ids, records = read_records(self.dataset, number)
+        rows = 0
         for name, linear_map in self.maps.items():
             features = read_table(self.dataset.read(shard_path(f"features/{name}", number)))
             table = embeddings_table(
@@ -87,6 +88,8 @@ class ProjectUnit:
             )
             path = shard_path(f"embeddings/{name}", number)
             write_table(self.dataset.root / path, table, self.footer(name, number, table.num_rows))
+            rows += table.num_rows
+        return rows
 
     def footer(self, name: str, number: int, rows: int) -> dict[str, Any]:
         """What marks a file of embeddings as made from these features, records, maps and configuration."""

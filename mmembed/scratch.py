@@ -8,12 +8,13 @@ names its record.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-import shutil
-from collections.abc import Collection, Iterable, Mapping
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,20 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from mmembed import files, signatures
-from mmembed.files import Stamp
-from mmembed.shards import read_footer, read_table, shard_path, write_bytes, write_json
-from mmembed.types import Media
+from mmembed.files import Place, Stamp
+from mmembed.shards import (
+    fetched,
+    fingerprint,
+    move,
+    read_footer,
+    read_table,
+    remove_folder,
+    shard_path,
+    write_bytes,
+    write_json,
+)
+from mmembed.types import Media, Unit
+from mmembed.watch import watch
 
 FOLDER = "scratch"
 
@@ -33,24 +45,44 @@ _STAMP = np.dtype([("name", "<u8"), ("bytes", "<i8"), ("modified", "<i8"), ("has
 _CACHED_TABLES = 8
 
 
+UNIT_STAGES = ("read", "write")
+"""Stages of a whole unit: what a worker died of there is no medium."""
+
+
+class _Stuck(threading.local):
+    """What workers elsewhere were stuck at, in the unit that this thread works on."""
+
+    unit: Unit | None = None
+    crashed: Sequence[tuple[str, ...]] = ()
+    alone: bool = False
+
+
+_stuck = _Stuck()
+
+
 @dataclass(frozen=True)
 class Scratch:
     """The scratch folder of a data set; picklable, and read on workers.
 
     Attributes:
         root: the data set's folder.
+        notes: a folder of this machine for notes of what workers do; None where they run elsewhere: then one that was
+            stuck says so here.
+        timeout: seconds that may pass between two notes; 0: any.
         base: what the names of stamped files are relative to: the input's folder, which may be moved.
         crashed: media that a worker died of, as (mark of the unit, source of the record, modality, stage), and how.
         alone: units in which one segment is encoded at a time, because a worker died while it encoded several.
     """
 
-    root: Path
+    root: Place
     base: str = ""
+    notes: Path | None = None
+    timeout: float = 0.0
     crashed: tuple[tuple[str, str, str, str, str], ...] = ()
     alone: frozenset[int] = frozenset()
 
     @property
-    def folder(self) -> Path:
+    def folder(self) -> Place:
         """Where it lies."""
         return self.root / FOLDER
 
@@ -73,35 +105,36 @@ class Scratch:
             if not found or found["fingerprint"] != unit or found.get("modality") != features.get(folder):
                 path.unlink(missing_ok=True)
                 continue
-            target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, target)
+            move(path, target)
 
     def prepare(self, modalities: Iterable[str]) -> None:
         """Write what workers look retired files up with."""
-        shutil.rmtree(self.folder / "notes", ignore_errors=True)
+        for remembered in (_mapped, _cached_table, _cached_list, _signatures, _attempts):
+            remembered.cache_clear()  # of an earlier run, where a stamp doesn't tell
         for modality in modalities:
             self._write(f"places-{modality}", _places(self._retired(f"features/{modality}"), self.folder))
         self._write("stamps", _stamps(self._retired("stamps")))
 
-    def _retired(self, folder: str) -> list[Path]:
-        return sorted((self.folder / folder).glob("*.parquet"))
+    def _retired(self, folder: str) -> list[Place]:
+        return sorted((self.folder / folder).glob("*.parquet"), key=str)
 
     def _write(self, name: str, array: NDArray[Any]) -> None:
-        write_bytes(self.folder / f"{name}.bin", array.tobytes())
+        file = io.BytesIO()  # of .npy, which is never empty: Beam can't write such a file to S3
+        np.save(file, array, allow_pickle=False)
+        write_bytes(self.folder / f"{name}.npy", file.getbuffer())
 
     def remember_before(self, records: NDArray[Any]) -> None:
         """Keep what the data set held before it is changed, unless an earlier attempt has."""
-        if not (self.folder / "before.bin").exists():
-            write_bytes(self.folder / "before.bin", records.tobytes())
+        if not (self.folder / "before.npy").exists():
+            self._write("before", records)
 
     def before(self, dtype: np.dtype[Any]) -> NDArray[Any]:
         """What `remember_before` kept; empty where there was nothing."""
-        path = self.folder / "before.bin"
-        return np.frombuffer(path.read_bytes() if path.exists() else b"", dtype)
+        return _array(self.folder / "before.npy", dtype)
 
     def remove(self) -> None:
         """Remove all of it."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        remove_folder(self.folder)
 
     # What workers ask.
 
@@ -122,11 +155,11 @@ class Scratch:
 
     def _place(self, modality: str, content_hash: str) -> Any:
         """Where a medium's features are, a row of _PLACE; None where there are none."""
-        return _find(_load(self.folder / f"places-{modality}.bin", _PLACE), "hash", _number(content_hash))
+        return _find(_load(self.folder / f"places-{modality}.npy", _PLACE), "hash", _number(content_hash))
 
     def has_features(self, modality: str) -> bool:
         """Whether an earlier run left any."""
-        return len(_load(self.folder / f"places-{modality}.bin", _PLACE)) > 0
+        return len(_load(self.folder / f"places-{modality}.npy", _PLACE)) > 0
 
     def name_of(self, location: str) -> str:
         """A file as stamps name it."""
@@ -137,7 +170,7 @@ class Scratch:
         if media.content is not None or media.part:
             return None
         name, stamp = self.name_of(media.location), files.stamp(media.location)
-        stamps = _load(self.folder / "stamps.bin", _STAMP)
+        stamps = _load(self.folder / "stamps.npy", _STAMP)
         if (found := _find(stamps, "name", _number_of_name(name))) is None:
             return None
         known = Stamp(int(found["bytes"]), int(found["modified"])) == stamp and stamp != files.NO_FILE
@@ -149,22 +182,51 @@ class Scratch:
 
     def death(self, source: str, modality: str, stage: str) -> str | None:
         """How a worker died of this medium at a stage; None where none did."""
-        return next((how for _, *what, how in self.crashed if what == [source, modality, stage]), None)
+        crashed = (*self.crashed, *_stuck.crashed)
+        return next((how for _, *what, how in crashed if what == [source, modality, stage]), None)
 
-    def _retired_file(self, folder: str, number: int) -> Path:
+    def is_alone(self, unit: int) -> bool:
+        """Whether one segment of a unit is encoded at a time, because a worker died while it encoded several."""
+        return unit in self.alone or _stuck.alone
+
+    def _retired_file(self, folder: str, number: int) -> Place:
         return _listed(self.folder / folder)[number]
 
     # Notes of what workers do.
 
+    def begin(self, unit: Unit) -> None:
+        """A worker begins with a unit: it learns what others were stuck at."""
+        met = []
+        if self.notes is None:
+            met = [json.loads(path.read_bytes()) for path in (self.folder / "stuck").glob(f"{unit.fingerprint}-*")]
+        _stuck.alone = any(stage == "encode" for *_, stage, _ in met)
+        _stuck.crashed = [(*what, stage.split()[0], how) for *what, stage, how in met if stage != "encode"]
+        _stuck.unit = unit
+        self.note(unit.number, "read", unit.file, "")
+
     def note(self, unit: int, stage: str, source: str, modality: str) -> None:
         """Leave a note of what this process is working on; it stays when the process dies."""
-        text = json.dumps([unit, stage, source, modality]).encode()
-        os.pwrite(_note_file(self.folder / "notes"), len(text).to_bytes(4, "little") + text, 0)
+        if self.notes is not None:
+            text = json.dumps([unit, stage, source, modality]).encode()
+            os.pwrite(_note_file(self.notes), len(text).to_bytes(4, "little") + text, 0)
+        watch.begin(self.timeout, partial(self._say_stuck, _stuck.unit, stage, source, modality))
+
+    def rest(self) -> None:
+        """The unit is done."""
+        watch.rest()
+
+    def _say_stuck(self, unit: Unit | None, stage: str, source: str, modality: str) -> None:
+        """Before a worker ends itself: whoever gets its unit next must know. On this machine the note says it."""
+        if unit is None or self.notes is not None or stage in UNIT_STAGES:
+            return
+        how = f"a worker process was stuck for {self.timeout:g} seconds at the stage {stage.split()[0]} of this medium"
+        name = f"{unit.fingerprint}-{fingerprint(stage, source, modality)}.json"
+        write_json(self.folder / "stuck" / name, [unit.fingerprint, source, modality, stage, how])
 
     def last_note(self, pid: int) -> tuple[int, str, str, str] | None:
         """The note of a process that died: unit, stage, source of the record and modality."""
         try:
-            data = (self.folder / "notes" / str(pid)).read_bytes()
+            data = (self.notes or Path()).joinpath(str(pid)).read_bytes()
             unit, stage, source, modality = json.loads(data[4 : 4 + int.from_bytes(data[:4], "little")])
         except (OSError, ValueError):
             return None
@@ -188,7 +250,7 @@ class Scratch:
         return replace(self, crashed=crashed, alone=frozenset(found["alone"]))
 
 
-def _places(paths: list[Path], folder: Path) -> NDArray[Any]:
+def _places(paths: list[Place], folder: Place) -> NDArray[Any]:
     """Where the rows of each medium are, sorted by the hash of its content."""
     parts = [np.empty(0, _PLACE)]
     for number, path in enumerate(paths):
@@ -220,13 +282,13 @@ def _starts(keys: list[tuple[str, str]], spans: list[list[float]]) -> list[int]:
     return starts
 
 
-def _failed_ids(path: Path, modality: str) -> set[str]:
+def _failed_ids(path: Place, modality: str) -> set[str]:
     if not path.exists():
         return set()
     return {row["id"] for row in read_table(path.read_bytes()).to_pylist() if row["modality"] == modality}
 
 
-def _stamps(paths: list[Path]) -> NDArray[Any]:
+def _stamps(paths: list[Place]) -> NDArray[Any]:
     parts = [np.empty(0, _STAMP)]
     for path in paths:
         rows = read_table(path.read_bytes()).to_pylist()
@@ -258,43 +320,53 @@ def _number_of_name(name: str) -> np.uint64:
     return np.uint64(int.from_bytes(digest, "little"))
 
 
-def _load(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """An array of the scratch folder, in pages that all processes share."""
+def _load(path: Place, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """An array of the scratch folder; of a local one, in pages that all processes share."""
     return _mapped(path, dtype, files.stamp(str(path)))
 
 
 @lru_cache(maxsize=8)
-def _mapped(path: Path, dtype: np.dtype[Any], stamp: Stamp) -> NDArray[Any]:
-    return np.empty(0, dtype) if stamp.bytes <= 0 else np.memmap(path, dtype, mode="r")
+def _mapped(path: Place, dtype: np.dtype[Any], stamp: Stamp) -> NDArray[Any]:
+    return _array(path, dtype)
 
 
-def _table(path: Path) -> pa.Table:
+def _array(path: Place, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Of a file that may not be there, which is empty then."""
+    try:
+        with fetched(path) as local:
+            found: NDArray[Any] = np.load(local, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return np.empty(0, dtype)
+    return found
+
+
+def _table(path: Place) -> pa.Table:
     return _cached_table(path, files.stamp(str(path)))
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
-def _cached_table(path: Path, stamp: Stamp) -> pa.Table:
+def _cached_table(path: Place, stamp: Stamp) -> pa.Table:
     return read_table(path.read_bytes())
 
 
-def _listed(folder: Path) -> list[Path]:
+def _listed(folder: Place) -> list[Place]:
     return _cached_list(folder, files.stamp(str(folder)))
 
 
 @lru_cache(maxsize=8)
-def _cached_list(folder: Path, stamp: Stamp) -> list[Path]:
-    return sorted(folder.glob("*.parquet"))
+def _cached_list(folder: Place, stamp: Stamp) -> list[Place]:
+    return sorted(folder.glob("*.parquet"), key=str)
 
 
 @lru_cache(maxsize=_CACHED_TABLES)
-def _signatures(path: Path) -> dict[tuple[str, str], bytes]:
+def _signatures(path: Place) -> dict[tuple[str, str], bytes]:
     footer = read_footer(path) or {}
     rows = _table(path)["media"].to_pylist() if footer.get("signatures") == signatures.VERSION else []
     return {(item["modality"], item["content_hash"]): item["signature"] for row in rows for item in row}
 
 
 @lru_cache(maxsize=2)
-def _attempts(paths: tuple[Path, ...]) -> dict[tuple[str, str], int]:
+def _attempts(paths: tuple[Place, ...]) -> dict[tuple[str, str], int]:
     rows = (row for path in paths for row in read_table(path.read_bytes()).to_pylist())
     found: dict[tuple[str, str], int] = {}
     for row in rows:

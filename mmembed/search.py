@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 import mmembed.config
+from mmembed import files
 from mmembed.dataset import Dataset
 from mmembed.encoders import Encoder
 from mmembed.errors import SpaceError, UsageError
+from mmembed.files import Place
 from mmembed.filters import Filter, kept_by
 from mmembed.index import Index, open_modality, query_rows, scoring_of
 from mmembed.inputs import Source, open_source
@@ -166,14 +168,14 @@ class Searcher:
     _lock: Any = field(default_factory=threading.RLock, init=False, repr=False, compare=False)
 
     @classmethod
-    def open(cls, root: Path | str) -> Searcher:
+    def open(cls, root: Place | str) -> Searcher:
         """A searcher with the data set's own configuration.
 
         Raises:
             UsageError: there is no data set, or its configuration names an encoder that can't be had.
             DatasetError: its manifest is damaged.
         """
-        dataset = Dataset.open(Path(root))
+        dataset = Dataset.open(files.place(root))
         config = mmembed.config.from_json(mmembed.config.Config(), dict(dataset.config))
         return cls(dataset, mmembed.config.Parts(config.extract), config)
 

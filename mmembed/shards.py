@@ -1,25 +1,33 @@
-"""Files that are whole or absent: write beside, fsync, rename; checksums; Parquet in and out."""
+"""Files that are whole or absent: write beside, fsync, rename; to a remote file system, send; checksums; Parquet."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mmembed.errors import DatasetError
+from mmembed.files import Place
+from mmembed.remote import RemotePath, each
 
 TEMPORARY_SUFFIX = ".mmembed-tmp"
 _FOOTER_KEY, _FOOTER_CHECKSUM_KEY = b"mmembed", b"mmembed_sha256"
 _ROW_GROUP_ROWS = 8192  # 4 MB of 128 float32: large enough to scan fast, small enough to read a few rows
+_SENT_BYTES = 1 << 22
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 def shard_path(folder: str, number: int) -> str:
@@ -28,12 +36,19 @@ def shard_path(folder: str, number: int) -> str:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` to write into, which takes its place at the end: fsync, rename, fsync of the
-    folder. So `path` is never seen half-written.
+def replacing(path: Place) -> Iterator[Path]:
+    """A temporary file to write into, which takes the place of `path` at the end, so that this is never seen
+    half-written. On this machine it lies beside `path`: fsync, rename, fsync of the folder. A remote one is sent.
 
     Two attempts at the same file may race: each has a temporary file of its own, and both carry the same bytes.
     """
+    if isinstance(path, RemotePath):
+        with tempfile.TemporaryDirectory(prefix="mmembed-") as beside:
+            temporary = Path(beside, path.name)
+            yield temporary
+            with temporary.open("rb") as file:
+                path.write_from(iter(partial(file.read, _SENT_BYTES), b""))
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY_SUFFIX)
     temporary = Path(name)
@@ -54,18 +69,58 @@ def replacing(path: Path) -> Iterator[Path]:
         os.close(folder)
 
 
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
+def write_bytes(path: Place, data: bytes | memoryview) -> None:
     """Write a file at once, as `replacing` does."""
+    if isinstance(path, RemotePath):
+        path.write_from([data])
+        return
     with replacing(path) as temporary, temporary.open("wb") as file:
         file.write(data)
 
 
-def write_json(path: Path, value: Any) -> None:
+@contextmanager
+def fetched(path: Place) -> Iterator[Path]:
+    """A file of this machine with the content of `path`: itself, or a copy as long as it is needed."""
+    if isinstance(path, Path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="mmembed-") as beside, path.open("rb") as source:
+        local = Path(beside, path.name)
+        with local.open("wb") as file:
+            shutil.copyfileobj(source, file, _SENT_BYTES)
+        yield local
+
+
+def move(path: Place, target: Place) -> None:
+    """Give a file another name within a data set."""
+    if isinstance(path, RemotePath) and isinstance(target, RemotePath):
+        path.replace(target)
+    elif isinstance(path, Path) and isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, target)
+    else:
+        raise TypeError(f"{path} and {target} are not in one data set")
+
+
+def remove_folder(folder: Place) -> None:
+    """Remove a folder and all that lies in it; none is as good."""
+    if isinstance(folder, RemotePath):
+        deque(each(RemotePath.unlink, folder.rglob()), maxlen=0)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def several(function: Callable[[T], R], items: Iterable[T], root: Place) -> Iterator[R]:
+    """`map` over what lies in a data set: what is remote is asked for by several threads."""
+    return each(function, items) if isinstance(root, RemotePath) else map(function, items)
+
+
+def write_json(path: Place, value: Any) -> None:
     """Write readable JSON with a final newline, atomically."""
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def write_table(path: Path, table: pa.Table, footer: Mapping[str, Any]) -> None:
+def write_table(path: Place, table: pa.Table, footer: Mapping[str, Any]) -> None:
     """Write a table as Parquet, atomically; the bytes depend on the table and the footer alone.
 
     Args:
@@ -112,7 +167,7 @@ def read_table(data: bytes, columns: Sequence[str] | None = None, *, check_pages
         return file.read(columns, use_threads=False)
 
 
-def read_footer(path: Path) -> dict[str, Any] | None:
+def read_footer(path: Place) -> dict[str, Any] | None:
     """What `write_table` put into the footer; None where there is no such file, or a footer not ours."""
     try:
         with path.open("rb") as file:  # a name given to pyarrow may be taken for a URL
@@ -133,7 +188,7 @@ def fingerprint(*parts: Any) -> str:
     return checksum(json.dumps(parts, sort_keys=True).encode())[:32]
 
 
-def read_checked(path: Path, sha256: str) -> bytes:
+def read_checked(path: Place, sha256: str) -> bytes:
     """The bytes of a file whose checksum is known.
 
     Raises:
@@ -152,7 +207,9 @@ def read_checked(path: Path, sha256: str) -> bytes:
     return data
 
 
-def remove_temporaries(folder: Path) -> None:
+def remove_temporaries(folder: Place) -> None:
     """Delete what killed writers left behind in a folder, not below. Only for the one process that owns it."""
+    if isinstance(folder, RemotePath):
+        return  # they leave nothing there
     for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
         path.unlink(missing_ok=True)

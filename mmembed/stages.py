@@ -6,26 +6,34 @@ Nothing here loads Beam before a stage really has something to do.
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from mmembed.card import dataset_card
 from mmembed.config import Config, FitConfig, from_json, to_json, with_absolute_paths
-from mmembed.dataset import CARD, EVALUATED, EVALUATION, REPORT, Dataset, Stage, describe, is_own
+from mmembed.dataset import CARD, EVALUATED, EVALUATION, REPORT, Dataset, Stage, describe, is_own, relative
 from mmembed.engine import Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
 from mmembed.extraction import ENCODERS, Extraction, refuse_other_configuration
 from mmembed.features import unit_files
-from mmembed.files import is_url
+from mmembed.files import Place, is_url, listed, place
 from mmembed.progress import Counts, Progress
 from mmembed.project import GROUPS
 from mmembed.report import decisions, drift_line, failures, ignored, index_line
-from mmembed.shards import fingerprint, remove_temporaries, shard_path, write_bytes, write_json
+from mmembed.shards import (
+    fingerprint,
+    remove_folder,
+    remove_temporaries,
+    several,
+    shard_path,
+    write_bytes,
+    write_json,
+)
 from mmembed.splits import Groups, twins
 from mmembed.tables import merge_kinds
 from mmembed.types import Unit
@@ -38,6 +46,8 @@ if TYPE_CHECKING:
 
 _MAX_BLOCKS, _BLOCK_UNITS = 8, 32  # of the fit: each block holds its own moments until all are merged
 _UNITS_A_PROCESS = 32  # starting a process costs as much as projecting so many units
+_BASE_RAM = 1 << 30  # of a worker with all that it imports, and some files of a unit
+_EXTRACT_RAM = 2 << 30  # also the largest picture that is decoded, or a unit with media in its rows, and encoders
 _INDEX_VALUES_A_PROCESS = 1 << 24  # and as indexing so many float32
 
 
@@ -59,7 +69,7 @@ class Request:
     overwrite: bool = False
 
 
-def build(input: str, root: Path, config: Config, engine: Engine, request: Request = Request()) -> Dataset:
+def build(input: str, root: Place, config: Config, engine: Engine, request: Request = Request()) -> Dataset:
     """All stages in a row; each is skipped where nothing that goes into it has changed."""
     from mmembed.evaluate import check_label_column
 
@@ -106,7 +116,10 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
         if not (stale := extraction.settle_duplicates()):
             break
 
-    receipts = {unit.number: _expect(extraction.receipt(unit), f"unit {unit.number}") for unit in extraction.units}
+    receipts = {
+        unit.number: _expect(receipt, f"unit {unit.number}")
+        for unit, receipt in zip(extraction.units, extraction.receipts(extraction.units))
+    }
     files = {path: rows for number, found in receipts.items() for path, rows in unit_files(number, found).items()}
     summary = _extract_summary(extraction.units, list(receipts.values()), extraction.spaces) | extraction.changes()
     summary["ignored"] = extraction.source.ignored()
@@ -124,6 +137,12 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
 
 def _extract_units(extraction: Extraction, todo: Sequence[Unit], engine: Engine) -> None:
     """Do units, past what workers die of."""
+    with TemporaryDirectory(prefix="mmembed-notes-") as notes:
+        here = Path(notes) if engine.is_here else None
+        _extract_noted(replace(extraction, scratch=replace(extraction.scratch, notes=here)), todo, engine)
+
+
+def _extract_noted(extraction: Extraction, todo: Sequence[Unit], engine: Engine) -> None:
     marks = {extraction.marks.of(unit) for unit in extraction.units}
     extraction, in_a_row = replace(extraction, scratch=extraction.scratch.with_crashes(marks)), 0
     while missing := extraction.missing(todo):
@@ -143,7 +162,7 @@ def _extract_units(extraction: Extraction, todo: Sequence[Unit], engine: Engine)
         watched = {unit.number: partial(_receipt_counts, extraction, unit) for unit in missing}
         try:
             with Progress("extract", watched, sum(unit.records for unit in missing), "records"):
-                _run("ExtractFeatures", missing, transform, replace(engine, isolated=True))
+                _run("ExtractFeatures", missing, transform, replace(engine, isolated=True), ram=_EXTRACT_RAM)
             return
         except CrashError as error:
             in_a_row = in_a_row + 1 if len(extraction.missing(missing)) == len(missing) else 1
@@ -151,7 +170,7 @@ def _extract_units(extraction: Extraction, todo: Sequence[Unit], engine: Engine)
             say(f"extract: {error}; going on without what it was working on")
 
 
-def with_maps(config: Config, root: Path) -> Config:
+def with_maps(config: Config, root: Place) -> Config:
     """With the maps of another data set, its dimension and its split count: what is held out was held out there.
 
     Raises:
@@ -159,7 +178,7 @@ def with_maps(config: Config, root: Path) -> Config:
     """
     if not config.fit.maps:
         return config
-    maps = Path(config.fit.maps).resolve()
+    maps = place(config.fit.maps).resolve()
     if maps == root.resolve():
         raise UsageError(f"maps = {config.fit.maps!r}: must be another data set than the one that is built")
     other = Dataset.open(maps)
@@ -184,8 +203,17 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     """
     config = with_maps(config, dataset.root)
     if config.fit.maps:
-        return _take_maps(dataset, config, Dataset.open(Path(config.fit.maps)))
-    from mmembed.fit import MOMENTS, VERSION, AccumulateBlock, ReadMoments, WriteMaps, common_dim, sample_share
+        return _take_maps(dataset, config, Dataset.open(place(config.fit.maps)))
+    from mmembed.fit import (
+        MOMENTS,
+        VERSION,
+        AccumulateBlock,
+        ReadMoments,
+        WriteMaps,
+        common_dim,
+        fit_bytes,
+        sample_share,
+    )
 
     spaces = dataset.modalities("extract")
     inputs = _checksums(dataset, "features", "records")
@@ -215,9 +243,9 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         WriteMaps(dataset.root, spaces, config.fit, mark),
     )
     try:
-        _run("FitMaps", blocks, transform, engine)
+        _run("FitMaps", blocks, transform, engine, ram=fit_bytes([space.dim for space in spaces.values()]))
     finally:
-        shutil.rmtree(dataset.root / MOMENTS, ignore_errors=True)
+        remove_folder(dataset.root / MOMENTS)
 
     report = json.loads((dataset.root / "maps" / "fit.json").read_text("utf-8"))
     files = dict.fromkeys([*(f"maps/{name}.safetensors" for name in report["modalities"]), "maps/fit.json", GROUPS])
@@ -259,7 +287,8 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     dataset = dataset.begin("project")
     unit = ProjectUnit(dataset, maps, marks, kinds, config.project, groups, config.fit.holdout)
     numbers = _numbers(dataset)
-    todo = [number for number in numbers if any(unit.rows(name, number) is None for name in maps)]
+    done = several(lambda number: all(unit.rows(name, number) is not None for name in maps), numbers, dataset.root)
+    todo = [number for number, is_done in zip(numbers, done) if not is_done]
     if todo:
         from mmembed.transforms import ProjectFeatures
 
@@ -269,10 +298,10 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         with Progress("project", watched, total, "segments"):
             _run("ProjectFeatures", todo, ProjectFeatures(unit), processes)
 
+    wanted = [(name, number) for name in maps for number in numbers]
     files = {
-        shard_path(f"embeddings/{name}", number): _expect(unit.rows(name, number), f"{name} of unit {number}")
-        for name in maps
-        for number in numbers
+        shard_path(f"embeddings/{name}", number): _expect(rows, f"{name} of unit {number}")
+        for (name, number), rows in zip(wanted, several(lambda which: unit.rows(*which), wanted, dataset.root))
     }
     summary = {
         "spaces": {name: asdict(linear_map.output) for name, linear_map in maps.items()},
@@ -298,7 +327,7 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     names = list(dataset.modalities("project"))
     mark = fingerprint(VERSION, _checksums(dataset, "embeddings"), to_json(config.index))
     if dataset.is_done("index", mark):
-        shutil.rmtree(dataset.root / PARTS, ignore_errors=True)  # of a run with another budget that was killed
+        remove_folder(dataset.root / PARTS)  # of a run with another budget that was killed
         say("index: up to date")
         return dataset
     work = Indexing(dataset, config.index)
@@ -306,7 +335,7 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     try:
         _build_index(work, names, engine)
     except UsageError:  # a budget that trials showed to be out of reach: what was there stays
-        shutil.rmtree(dataset.root / PARTS, ignore_errors=True)
+        remove_folder(dataset.root / PARTS)
         raise
     entries = {name: work.entry(name) for name in names}
     for name in [name for name, entry in entries.items() if entry["drift"]]:
@@ -326,7 +355,7 @@ def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     rows = {name: entry["rows"] for name, entry in entries.items()}
     did = f"index: {_counts(rows)} rows"
     dataset = _commit(dataset, config, "index", mark, files, {"rows": rows}, ("index",), did)
-    shutil.rmtree(dataset.root / PARTS, ignore_errors=True)
+    remove_folder(dataset.root / PARTS)
     say(did)
     for name, entry in entries.items():
         if entry["rows"]:
@@ -339,7 +368,9 @@ def _build_index(work: Indexing, names: Sequence[str], engine: Engine) -> None:
 
     values = sum(work.made[name]["rows"] * work.made[name]["space"]["dim"] for name in names)
     blocks = sum(-(-work.made[name]["rows"] // work.block_rows) for name in names)
-    _run("BuildIndex", names, BuildIndex(work), engine, 1 if values < _INDEX_VALUES_A_PROCESS else blocks)
+    pieces = 1 if values < _INDEX_VALUES_A_PROCESS else blocks
+    largest = max(work.made[name]["rows"] * work.made[name]["space"]["dim"] for name in names)
+    _run("BuildIndex", names, BuildIndex(work), engine, pieces, _BASE_RAM + 8 * largest)  # rows, and an index of them
 
 
 def evaluate(dataset: Dataset, config: Config) -> Dataset:
@@ -365,11 +396,22 @@ def evaluate(dataset: Dataset, config: Config) -> Dataset:
 
 
 def _run(
-    stage: str, elements: Sequence[Any], transform: beam.PTransform, engine: Engine, pieces: int | None = None
+    stage: str,
+    elements: Sequence[Any],
+    transform: beam.PTransform,
+    engine: Engine,
+    pieces: int | None = None,
+    ram: int = _BASE_RAM,
 ) -> None:
+    """Run a stage's pipeline.
+
+    Args:
+        pieces: as of `transforms.run`.
+        ram: bytes of memory that a worker needs, a hint for runners that choose machines.
+    """
     from mmembed.transforms import run
 
-    run(stage, list(elements), transform, engine, pieces)
+    run(stage, list(elements), transform.with_resource_hints(min_ram=f"{ram}B"), engine, pieces)
 
 
 def _commit(
@@ -387,19 +429,19 @@ def _commit(
     for folder in folders:
         _keep(dataset, folder, files)
     remove_temporaries(dataset.root)
-    described = {path: describe(dataset.root, path, rows) for path, rows in files.items()}
+    described = several(lambda path: describe(dataset.root, path, files[path]), files, dataset.root)
     value = Stage(mark, {"folders": list(folders), **summary})
     if config is not None:
         # A budget that the indexes will be refused must not be that of the next run.
         before = {} if stage in ("index", "evaluate") else {"index": dataset.config.get("index", {})}
         changes["config"] = to_json(config) | before
-    return dataset.commit(stage, value, described, did.partition(": ")[2], **changes)
+    return dataset.commit(stage, value, dict(zip(files, described)), did.partition(": ")[2], **changes)
 
 
 def _keep(dataset: Dataset, folder: str, files: Collection[str]) -> None:
     """Remove files of ours below a folder, but for some."""
-    for path in sorted((dataset.root / folder).rglob("*")):
-        if path.is_file() and is_own(dataset.root, path) and path.relative_to(dataset.root).as_posix() not in files:
+    for path in listed(dataset.root / folder):
+        if is_own(dataset.root, path) and relative(dataset.root, path) not in files:
             path.unlink()
 
 

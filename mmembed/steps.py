@@ -136,7 +136,7 @@ def encode_segments(
             new.setdefault(key(segment), segment)
     todo = list(new.values())
     encoded: list[Segment | Failure] = []
-    if todo and scratch and unit in scratch.alone:  # a worker died while it encoded several: find out of which
+    if todo and scratch and scratch.is_alone(unit):  # a worker died while it encoded several: find out of which
         for segment in todo:
             _note(scratch, unit, "encode one", segment.source, batch.modality)
             encoded += _encode_alone(segment, batch.modality, encoder, scratch)

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from mmembed.dataset import Dataset, describe
+from mmembed.dataset import Dataset, describe, relative
 from mmembed.errors import DatasetError, MmembedError
+from mmembed.files import listed
 from mmembed.index import (
     ENTRIES,
     Index,
@@ -117,9 +118,9 @@ def _nulls(column: pa.ChunkedArray) -> bool:
 def _leftovers(dataset: Dataset) -> Problems:
     """Files that the manifest does not name: a reader that lists a folder would take them for the data set's."""
     for folder in FOLDERS:
-        for path in sorted((dataset.root / folder).rglob("*")):
-            name = path.relative_to(dataset.root).as_posix()
-            if not path.is_dir() and name not in dataset.files:
+        for path in listed(dataset.root / folder):
+            name = relative(dataset.root, path)
+            if name not in dataset.files:
                 origin = "of a stopped writer" if name.endswith(TEMPORARY_SUFFIX) else "that is not in dataset.json"
                 yield name, f"a file {origin}: run `mmembed build` (its stage is not done), or delete it"
 

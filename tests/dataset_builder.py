@@ -114,13 +114,13 @@ def build(
 
 def rewrite(dataset: Dataset, path: str, table: pa.Table) -> Dataset:
     """The data set with another table in place of a file, and a manifest that fits it: a fault of the contents."""
-    write_table(dataset.root / path, table, {})
+    write_table(dataset.folder / path, table, {})
     changed = Dataset(
-        dataset.root,
+        dataset.folder,
         dataset.input,
         dataset.config,
         dataset.stages,
-        {**dataset.files, path: describe(dataset.root, path, table.num_rows)},
+        {**dataset.files, path: describe(dataset.folder, path, table.num_rows)},
     )
     changed.save()
     return changed
@@ -147,11 +147,11 @@ def _extract(
             Record(row.id, {name: (Media(path=f"{name}/{row.id}"),) for name in row.vectors}, row.metadata)
             for row in rows
         ]
-        write_table(dataset.root / shard_path("records", number), records_table(records, {}), {})
+        write_table(dataset.folder / shard_path("records", number), records_table(records, {}), {})
         counts[shard_path("records", number)] = len(records)
         for name in modalities:
             table = features_table(_unit_segments(rows, name), dim)
-            write_table(dataset.root / shard_path(f"features/{name}", number), table, {})
+            write_table(dataset.folder / shard_path(f"features/{name}", number), table, {})
             counts[shard_path(f"features/{name}", number)] = table.num_rows
     given = {name: sum(name in row.vectors for rows in units for row in rows) for name in modalities}
     summary = {
@@ -168,7 +168,7 @@ def _extract(
         "ignored": {},
         "kinds": kinds,
     }
-    files = {path: describe(dataset.root, path, rows) for path, rows in counts.items()}
+    files = {path: describe(dataset.folder, path, rows) for path, rows in counts.items()}
     return dataset.commit("extract", Stage("e", summary), files, "made by hand", config=to_json(Config()))
 
 
@@ -176,9 +176,9 @@ def _fit(dataset: Dataset, modalities: Sequence[str], dim: int) -> Dataset:
     output = Space("test-shared", "1", dim)
     for name in modalities:
         identity = LinearMap(np.eye(dim, dtype=np.float32), np.zeros(dim, np.float32), input_space(name, dim), output)
-        write_bytes(dataset.root / f"maps/{name}.safetensors", identity.to_bytes())
-    write_json(dataset.root / "maps/fit.json", {"modalities": list(modalities)})
-    write_json(dataset.root / GROUPS, {"column": "", "twins": {}})
+        write_bytes(dataset.folder / f"maps/{name}.safetensors", identity.to_bytes())
+    write_json(dataset.folder / "maps/fit.json", {"modalities": list(modalities)})
+    write_json(dataset.folder / GROUPS, {"column": "", "twins": {}})
     paths = [*(f"maps/{name}.safetensors" for name in modalities), "maps/fit.json", GROUPS]
     summary = {
         "folders": ["maps"],
@@ -187,7 +187,7 @@ def _fit(dataset: Dataset, modalities: Sequence[str], dim: int) -> Dataset:
         "spectrum": None,
     }
     return dataset.commit(
-        "fit", Stage("f", summary), {path: describe(dataset.root, path) for path in paths}, "made by hand"
+        "fit", Stage("f", summary), {path: describe(dataset.folder, path) for path in paths}, "made by hand"
     )
 
 
@@ -221,9 +221,9 @@ def _project(
                 )
             path = shard_path(f"embeddings/{name}", number)
             write_table(
-                dataset.root / path, pa.table([columns[key] for key in schema.names], schema=schema), {"unit": number}
+                dataset.folder / path, pa.table([columns[key] for key in schema.names], schema=schema), {"unit": number}
             )
-            files[path] = describe(dataset.root, path, len(segments))
+            files[path] = describe(dataset.folder, path, len(segments))
     spaces = {name: asdict(Space("test-shared", "1", dim)) for name in modalities}
     summary = {
         "folders": ["embeddings"],
@@ -244,11 +244,11 @@ def index(dataset: Dataset, config: IndexConfig) -> Dataset:
         entries[name] = work.entry(name)
         work.publish(name)
         files |= work.files(entries[name], name)
-    write_json(dataset.root / ENTRIES, entries)
-    shutil.rmtree(dataset.root / PARTS)
-    for path in sorted((dataset.root / "index").iterdir()):
-        if path.relative_to(dataset.root).as_posix() not in files:
+    write_json(dataset.folder / ENTRIES, entries)
+    shutil.rmtree(dataset.folder / PARTS)
+    for path in sorted((dataset.folder / "index").iterdir()):
+        if path.relative_to(dataset.folder).as_posix() not in files:
             path.unlink()
-    described = {path: describe(dataset.root, path, rows) for path, rows in files.items()}
+    described = {path: describe(dataset.folder, path, rows) for path, rows in files.items()}
     rows = {name: entry["rows"] for name, entry in entries.items()}
     return dataset.commit("index", Stage("i", {"folders": ["index"], "rows": rows}), described, "made by hand")

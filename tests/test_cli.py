@@ -208,10 +208,19 @@ def test_a_reader_that_has_enough_is_no_error(small: Path) -> None:
         assert process.stderr.read() == b""
 
 
-@pytest.mark.parametrize("flags", [["--runner=Nope"], ["--runner=DataflowRunner"]])
-def test_a_runner_that_can_not_be_had_is_one_line(small: Path, tmp_path: Path, flags: list[str]) -> None:
-    result = mmembed("extract", Dataset.open(small).input, tmp_path / "out", "--", *flags, expect=2)
-    assert "after `--`" in complaint(result)
+@pytest.mark.parametrize(
+    "flag, reason",
+    [
+        ("--runner=Nope", "after `--`"),
+        ("--runner=DaskRunner", "loses data and reports success"),
+        ("--runner=apache_beam.runners.dask.dask_runner.DaskRunner", "loses data and reports success"),
+        ("--runner=DataflowRunner", "which Dataflow's workers don't see: name one of gs://"),
+    ],
+)
+def test_a_runner_that_can_not_be_had_is_one_line(small: Path, tmp_path: Path, flag: str, reason: str) -> None:
+    result = mmembed("extract", Dataset.open(small).input, tmp_path / "out", "--", flag, expect=2)
+    assert reason in complaint(result)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_long_path_is_shown_by_its_end() -> None:

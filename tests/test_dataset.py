@@ -21,24 +21,24 @@ def dataset(tmp_path: Path) -> Dataset:
 
 
 def test_a_data_set_comes_back_from_its_manifest(dataset: Dataset) -> None:
-    assert Dataset.open(dataset.root) == dataset
+    assert Dataset.open(dataset.folder) == dataset
     assert list(dataset.stages) == list(STAGES[:4])
 
 
 def test_every_file_of_the_folder_is_in_the_manifest_with_bytes_checksum_and_rows(dataset: Dataset) -> None:
-    names = {path.relative_to(dataset.root).as_posix() for path in dataset.root.rglob("*") if path.is_file()}
+    names = {path.relative_to(dataset.folder).as_posix() for path in dataset.folder.rglob("*") if path.is_file()}
     assert names == {*dataset.files, MANIFEST}
     for name, file in dataset.files.items():
-        data = (dataset.root / name).read_bytes()
+        data = (dataset.folder / name).read_bytes()
         assert (file.bytes, file.sha256) == (len(data), checksum(data))
     assert [file.rows for file in dataset.below("records").values()] == [4, 2]
     assert dataset.files["maps/fit.json"].rows is None
 
 
 def test_a_manifest_written_again_has_the_same_bytes(dataset: Dataset) -> None:
-    before = (dataset.root / MANIFEST).read_bytes()
-    Dataset.open(dataset.root).save()
-    assert (dataset.root / MANIFEST).read_bytes() == before
+    before = (dataset.folder / MANIFEST).read_bytes()
+    Dataset.open(dataset.folder).save()
+    assert (dataset.folder / MANIFEST).read_bytes() == before
 
 
 def test_a_folder_without_a_manifest_is_new_and_can_only_be_opened_as_such(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_what_this_user_may_not_read_or_write_is_a_usage_error(tmp_path: Path, m
 def test_a_commit_keeps_the_stages_before_it_and_drops_those_after(dataset: Dataset, stage: str) -> None:
     place = STAGES.index(stage)
     changed = dataset.commit(stage, Stage("new", {"folders": [stage]}), {f"{stage}/a": File(1, "x")}, "what was done")
-    assert Dataset.open(dataset.root) == changed
+    assert Dataset.open(dataset.folder) == changed
     assert list(changed.stages) == list(STAGES[: place + 1])
     assert {name: changed.stages[name] for name in STAGES[:place]} == {n: dataset.stages[n] for n in STAGES[:place]}
     owned = {folder for name in STAGES[:place] for folder in dataset.stages[name].summary["folders"]}
@@ -108,7 +108,7 @@ def test_a_commit_keeps_the_stages_before_it_and_drops_those_after(dataset: Data
 
 def test_a_commit_leaves_the_files_of_later_stages_on_disk(dataset: Dataset) -> None:
     dataset.commit("fit", dataset.stages["fit"], {}, "what was done")
-    assert (dataset.root / "embeddings/text/part-00001.parquet").exists()
+    assert (dataset.folder / "embeddings/text/part-00001.parquet").exists()
 
 
 def test_a_stage_is_done_with_the_same_fingerprint_and_whole_files(dataset: Dataset) -> None:
@@ -119,7 +119,7 @@ def test_a_stage_is_done_with_the_same_fingerprint_and_whole_files(dataset: Data
 
 @pytest.mark.parametrize("damage", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_a_stage_with_a_missing_or_shortened_file_is_not_done_and_others_are(dataset: Dataset, damage: Any) -> None:
-    damage(dataset.root / "embeddings/text/part-00001.parquet")
+    damage(dataset.folder / "embeddings/text/part-00001.parquet")
     assert [stage for stage, mark in zip(STAGES, "efpi") if dataset.is_done(stage, mark)] == ["extract", "fit", "index"]
     assert dataset.damaged(["embeddings"]) == ["embeddings/text/part-00001.parquet"]
 
@@ -131,8 +131,8 @@ def test_a_stage_that_was_not_run_is_a_usage_error_that_names_the_command(tmp_pa
 
 def test_a_file_is_read_if_it_is_the_one_of_the_manifest(dataset: Dataset) -> None:
     path = "records/part-00000.parquet"
-    assert dataset.read(path) == (dataset.root / path).read_bytes()
-    (dataset.root / path).write_bytes(b"other")
+    assert dataset.read(path) == (dataset.folder / path).read_bytes()
+    (dataset.folder / path).write_bytes(b"other")
     with pytest.raises(DatasetError, match="its checksum differs"):
         dataset.read(path)
     with pytest.raises(DatasetError, match="not in the manifest"):
@@ -150,8 +150,8 @@ def test_modalities_have_the_spaces_that_the_stage_left(dataset: Dataset) -> Non
 
 
 def test_a_file_without_rows_has_none_in_the_manifest(dataset: Dataset) -> None:
-    assert describe(dataset.root, "maps/fit.json") == dataset.files["maps/fit.json"]
-    written = json.loads((dataset.root / MANIFEST).read_text("utf-8"))
+    assert describe(dataset.folder, "maps/fit.json") == dataset.files["maps/fit.json"]
+    written = json.loads((dataset.folder / MANIFEST).read_text("utf-8"))
     assert "rows" not in written["files"]["maps/fit.json"]
     assert written["files"]["records/part-00000.parquet"] == asdict(dataset.files["records/part-00000.parquet"])
 

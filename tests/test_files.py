@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from s3_server import s3_server
 
-from mmembed import files
+from mmembed import files, remote
 from mmembed.errors import ReadError
 from mmembed.files import NO_FILE, Stamp
 
@@ -44,14 +44,14 @@ def test_a_path_is_joined_to_its_folder(folder: str, path: str, location: str) -
 @pytest.mark.parametrize("location", ["s3://a/b", "http://x", "HTTPS://x/y", "hdfs://a", "a+b-c.d1://x"])
 def test_a_url_is_known_by_its_scheme(location: str) -> None:
     assert files.is_url(location)
-    assert files.is_web(location) == location.lower().startswith("http")
+    assert remote.is_web(location) == location.lower().startswith("http")
 
 
 @pytest.mark.parametrize(
     "path", ["a/b", "see http://x", "../a://b/../../c", "/a://b", "://a", "1://a", "é://a", "http:/a"]
 )
 def test_a_path_that_holds_the_signs_of_a_url_is_a_path(path: str) -> None:
-    assert not files.is_url(path) and not files.is_web(path)
+    assert not files.is_url(path) and not remote.is_web(path)
 
 
 def test_a_file_is_opened_as_it_is(tmp_path: Path) -> None:
@@ -265,15 +265,15 @@ def test_a_file_system_that_is_not_installed_says_what_to_install(
     from apache_beam.io.filesystem import FileSystem
 
     monkeypatch.setattr(FileSystem, "get_all_subclasses", list)
-    monkeypatch.setattr(files, "_is_installed", lambda module: False)
+    monkeypatch.setattr(remote, "_is_installed", lambda module: False)
     for use in (files.open_binary, files.is_folder, files.exists, files.matching, lambda url: list(files.below(url))):
         with pytest.raises(ReadError, match=rf"{scheme}://b/a.*: Beam reads .*: pip install 'apache-beam\[{extra}\]'$"):
             use(f"{scheme}://b/a")
 
 
 def test_a_module_is_installed_or_not() -> None:
-    assert files._is_installed("apache_beam.io")
-    assert not files._is_installed("apache_beam.nothing") and not files._is_installed("nothing.at.all")
+    assert remote._is_installed("apache_beam.io")
+    assert not remote._is_installed("apache_beam.nothing") and not remote._is_installed("nothing.at.all")
 
 
 def test_a_scheme_that_nobody_knows_is_told_with_those_that_are_known() -> None:
@@ -341,7 +341,7 @@ def test_a_bucket_is_found_by_flags_of_beam(bucket: str, monkeypatch: pytest.Mon
         monkeypatch.delenv(name)
     flags = ["--s3_access_key_id=a", "--s3_secret_access_key=b", "--s3_region_name=us-east-1"]
     try:
-        files.use_flags([f"--s3_endpoint_url={url}", *flags])
+        remote.use_flags([f"--s3_endpoint_url={url}", *flags])
         assert files.exists(f"{bucket}/in/a.jsonl")
     finally:
         FileSystems.set_options(before)
@@ -353,7 +353,7 @@ def test_missing_credentials_are_told_at_once(bucket: str, tmp_path: Path, monke
     for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")  # else it asks the network that a cloud's machine is in
-    files._check_credentials.cache_clear()
+    remote._check_credentials.cache_clear()
     for use in (files.exists, files.is_folder, files.open_binary):
         with pytest.raises(ReadError, match=r"can't .*: there are no credentials: set AWS_ACCESS_KEY_ID"):
             use(f"{bucket}/in/a.jsonl")

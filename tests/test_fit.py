@@ -508,7 +508,7 @@ def test_a_block_leaves_its_moments_in_a_file_to_the_last_bit(dataset: Dataset) 
     config, units = FitConfig(holdout=0.3), tuple(range(3, 12))
     block = AccumulateBlock(dataset, ["image", "text"], config, Groups(), 1.0)
     name = pickle.loads(pickle.dumps(block))(7, units)
-    read = pickle.loads(pickle.dumps(ReadMoments(dataset.root)))
+    read = pickle.loads(pickle.dumps(ReadMoments(dataset.folder)))
     for fold, moments in enumerate(data_of(dataset, units, config)[0]):
         assert_same_bits(read(name, fold), moments)
 
@@ -534,7 +534,7 @@ def test_maps_are_written_by_a_value_that_travels_to_workers_and_with_the_same_b
     folds, _ = data_of(dataset, range(15), config)
     block = AccumulateBlock(dataset, ["image", "text"], config, Groups(), 1.0)(0, tuple(range(15)))
     for n in "ab":
-        write_bytes(tmp_path / n / block, (dataset.root / block).read_bytes())
+        write_bytes(tmp_path / n / block, (dataset.folder / block).read_bytes())
     written = [
         pickle.loads(pickle.dumps(WriteMaps(tmp_path / n, spaces, config, VERSION)))(folds, [block]) for n in "ab"
     ]

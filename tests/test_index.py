@@ -43,7 +43,7 @@ def embeddings(dataset: Dataset, modality: str) -> np.ndarray:
 
 
 def with_file(dataset: Dataset, path: str) -> Dataset:
-    return replace(dataset, files={**dataset.files, path: describe(dataset.root, path)})
+    return replace(dataset, files={**dataset.files, path: describe(dataset.folder, path)})
 
 
 @pytest.mark.parametrize("kind", ["dataset", "compressed"])
@@ -113,7 +113,7 @@ def test_an_index_of_other_embeddings_is_refused(dataset: Dataset) -> None:
 
 def test_an_index_of_another_version_is_refused(dataset: Dataset) -> None:
     entries = {"image": entry_of(dataset, "image") | {"version": "3"}}
-    write_json(dataset.root / ENTRIES, entries)
+    write_json(dataset.folder / ENTRIES, entries)
     with pytest.raises(DatasetError, match="built by another version of mmembed: run `mmembed index`"):
         open_modality(with_file(dataset, ENTRIES), "image")
 
@@ -136,17 +136,17 @@ def test_texts_of_more_than_an_array_holds_make_several_batches(
 def test_an_index_of_another_space_is_refused(dataset: Dataset) -> None:
     entries = {name: entry_of(dataset, name) for name in ("image", "text")}
     entries["image"]["space"] = asdict(Space("test-shared", "2", 6))
-    write_json(dataset.root / ENTRIES, entries)
+    write_json(dataset.folder / ENTRIES, entries)
     with pytest.raises(SpaceError, match=r"test-shared@2\[6\]"):
         open_modality(with_file(dataset, ENTRIES), "image")
 
 
 @pytest.mark.parametrize("path", [index_path("image"), rows_path("image"), vectors_path("image")])
 def test_a_damaged_file_never_reaches_what_reads_it(compressed: Dataset, path: str) -> None:
-    whole = (compressed.root / path).read_bytes()
+    whole = (compressed.folder / path).read_bytes()
     data = bytearray(whole)
     data[-20] ^= 0xFF
-    (compressed.root / path).write_bytes(data)
+    (compressed.folder / path).write_bytes(data)
     try:
         with pytest.raises(DatasetError, match=f"{path} is not the file that dataset.json names"):
             open_modality(compressed, "image")
@@ -154,7 +154,7 @@ def test_a_damaged_file_never_reaches_what_reads_it(compressed: Dataset, path: s
         with pytest.raises(DatasetError, match=f"{path} is not the file that dataset.json names"):
             open_modality(unknown, "image")
     finally:
-        (compressed.root / path).write_bytes(whole)
+        (compressed.folder / path).write_bytes(whole)
 
 
 @pytest.mark.parametrize("path", [index_path("image"), vectors_path("image")])
@@ -162,13 +162,13 @@ def test_a_damaged_file_never_reaches_what_reads_it(compressed: Dataset, path: s
 def test_what_is_no_index_is_refused_though_the_manifest_names_it(
     compressed: Dataset, path: str, content: bytes
 ) -> None:
-    whole = (compressed.root / path).read_bytes()
-    (compressed.root / path).write_bytes(content)
+    whole = (compressed.folder / path).read_bytes()
+    (compressed.folder / path).write_bytes(content)
     try:
         with pytest.raises(DatasetError, match="mmembed index"):
             open_modality(with_file(compressed, path), "image")
     finally:
-        (compressed.root / path).write_bytes(whole)
+        (compressed.folder / path).write_bytes(whole)
 
 
 @pytest.mark.parametrize("of", [index_path, rows_path])
@@ -176,7 +176,7 @@ def test_files_of_another_number_of_rows_are_refused(dataset: Dataset, tmp_path:
     assert callable(of)
     fewer = build(tmp_path / "fewer", random_rows(3, ["image", "text"], 6))
     path = of("image")
-    (dataset.root / path).write_bytes((fewer.root / path).read_bytes())
+    (dataset.folder / path).write_bytes((fewer.folder / path).read_bytes())
     with pytest.raises(DatasetError, match=r"values, but the embeddings"):
         open_modality(with_file(dataset, path), "image")
 
@@ -208,7 +208,7 @@ def test_an_index_is_mapped_and_not_read(tmp_path: Path) -> None:
         "opened = open_modality(dataset, 'image')\n"
         "print(1024 * (anonymous() - before), len(opened))"
     )
-    words = [sys.executable, "-c", code, str(dataset.root)]
+    words = [sys.executable, "-c", code, str(dataset.folder)]
     used, count = map(int, subprocess.run(words, capture_output=True, text=True, check=True).stdout.split())
     assert count > 2000
     assert used < size / 3

@@ -46,7 +46,7 @@ def exact_recall(dataset: Dataset, queries: np.ndarray, modality: str) -> float:
 def test_small_data_have_an_exact_index(plain: Dataset) -> None:
     entry = entry_of(plain, "image")
     assert (entry["kind"], entry["search"], entry["rows"], entry["drift"]) == ("Flat", {}, COUNT, {})
-    assert not (plain.root / tuned_path("image")).exists()
+    assert not (plain.folder / tuned_path("image")).exists()
     (point,) = entry["curve"]
     assert point["chosen"] and point["milliseconds"] > 0
 
@@ -93,7 +93,7 @@ def test_the_same_index_in_any_order_of_blocks_after_a_trip_to_a_worker(
     done = [pickle.loads(pickle.dumps(work)).encode(block) for block in reversed(blocks)]
     work.finish("image", [number for _, number in done])
     work.publish("image")
-    assert (tmp_path / "index/image.faiss").read_bytes() == (small.root / "index/image.faiss").read_bytes()
+    assert (tmp_path / "index/image.faiss").read_bytes() == (small.folder / "index/image.faiss").read_bytes()
 
 
 def test_a_run_that_was_killed_goes_on_with_the_blocks_that_are_missing(
@@ -120,7 +120,7 @@ def test_a_run_that_was_killed_goes_on_with_the_blocks_that_are_missing(
     assert {path: path.stat().st_mtime_ns for path in done} == done
     again.finish("image", [number for _, number in blocks])
     again.publish("image")
-    assert (tmp_path / "index/image.faiss").read_bytes() == (small.root / "index/image.faiss").read_bytes()
+    assert (tmp_path / "index/image.faiss").read_bytes() == (small.folder / "index/image.faiss").read_bytes()
 
 
 def extended(root: Path, more: list[Row]) -> Dataset:
@@ -132,10 +132,10 @@ def extended(root: Path, more: list[Row]) -> Dataset:
 
 def test_rows_that_are_added_and_deleted_need_no_training(small: Dataset, tmp_path: Path) -> None:
     dataset = extended(tmp_path, [replace(row, id=f"new{row.id}") for row in clustered_rows(100, DIM)])
-    before = Tuned.read(small.root / tuned_path("image"))
+    before = Tuned.read(small.folder / tuned_path("image"))
     assert before is not None
     (tmp_path / "index").mkdir()
-    (tmp_path / tuned_path("image")).write_bytes((small.root / tuned_path("image")).read_bytes())
+    (tmp_path / tuned_path("image")).write_bytes((small.folder / tuned_path("image")).read_bytes())
     work = Indexing(dataset, SMALL)
     work.finish("image", [work.encode(block)[1] for block in work.prepare("image")])
     work.publish("image")
@@ -147,7 +147,7 @@ def test_rows_that_are_added_and_deleted_need_no_training(small: Dataset, tmp_pa
 
 
 def test_an_index_that_no_longer_fits_its_rows_is_an_alarm(small: Dataset, tmp_path: Path) -> None:
-    path = small.root / tuned_path("image")
+    path = small.folder / tuned_path("image")
     tuned = Tuned.read(path)
     assert tuned is not None
     dataset = extended(tmp_path, [])
@@ -190,7 +190,7 @@ def test_another_wish_is_another_index(small: Dataset, change: str) -> None:
 )
 def test_what_was_learned_is_checked_before_it_is_used(small: Dataset, tmp_path: Path, damage: Any) -> None:
     path = tmp_path / "a.safetensors"
-    path.write_bytes((small.root / tuned_path("image")).read_bytes())
+    path.write_bytes((small.folder / tuned_path("image")).read_bytes())
     assert Tuned.read(path) is not None
     path.write_bytes(damage(path.read_bytes()))
     assert Tuned.read(path) is None
@@ -211,10 +211,10 @@ def test_what_was_learned_is_checked_before_it_is_used(small: Dataset, tmp_path:
 def test_a_budget_that_can_not_be_met_is_refused_before_anything_is_done(
     plain: Dataset, config: IndexConfig, message: str
 ) -> None:
-    before = {path: path.stat().st_mtime_ns for path in plain.root.rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in plain.folder.rglob("*")}
     with pytest.raises(UsageError, match=message):
         _ = Indexing(plain, config).budgets
-    assert {path: path.stat().st_mtime_ns for path in plain.root.rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in plain.folder.rglob("*")} == before
 
 
 def test_an_exact_index_after_all_is_finished_as_often_as_a_runner_likes(
@@ -252,7 +252,7 @@ def test_few_rows_can_be_indexed_within_any_budget(tmp_path: Path, count: int) -
 
 def test_rows_that_are_longer_than_before_are_learned_anew(small: Dataset) -> None:
     work = Indexing(small, SMALL)
-    tuned = Tuned.read(small.root / tuned_path("image"))
+    tuned = Tuned.read(small.folder / tuned_path("image"))
     assert tuned is not None
     assert work._kept("image", work.made["image"], tuned.radius) is not None
     assert work._kept("image", work.made["image"], tuned.radius + 1) is None
@@ -267,7 +267,7 @@ def test_finishing_again_gives_the_same(small: Dataset, tmp_path: Path) -> None:
     for _ in range(2):
         work.finish("image", numbers)
     work.publish("image")
-    assert (tmp_path / "index/image.faiss").read_bytes() == (small.root / "index/image.faiss").read_bytes()
+    assert (tmp_path / "index/image.faiss").read_bytes() == (small.folder / "index/image.faiss").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -111,14 +111,14 @@ def test_features_of_another_space_are_refused(dataset: Dataset) -> None:
 
 def test_a_unit_is_projected_by_a_value_that_travels_to_workers_and_is_then_done(dataset: Dataset) -> None:
     unit = pickle.loads(pickle.dumps(project_unit(dataset)))
-    (dataset.root / EMBEDDINGS).unlink(missing_ok=True)
+    (dataset.folder / EMBEDDINGS).unlink(missing_ok=True)
     assert unit.rows("image", 1) is None
     unit(1)
     rows = dataset.files[FEATURES].rows
-    assert unit.rows("image", 1) == rows == read_table((dataset.root / EMBEDDINGS).read_bytes()).num_rows
-    before = (dataset.root / EMBEDDINGS).read_bytes()
+    assert unit.rows("image", 1) == rows == read_table((dataset.folder / EMBEDDINGS).read_bytes()).num_rows
+    before = (dataset.folder / EMBEDDINGS).read_bytes()
     unit(1)
-    assert (dataset.root / EMBEDDINGS).read_bytes() == before
+    assert (dataset.folder / EMBEDDINGS).read_bytes() == before
 
 
 def test_embeddings_of_other_maps_features_or_records_are_stale(dataset: Dataset) -> None:
@@ -129,7 +129,7 @@ def test_embeddings_of_other_maps_features_or_records_are_stale(dataset: Dataset
     for path in (FEATURES, "records/part-00001.parquet"):
         changed = replace(dataset, files={**dataset.files, path: replace(dataset.files[path], sha256="other")})
         assert replace(unit, dataset=changed).rows("image", 1) is None
-    (dataset.root / EMBEDDINGS).write_bytes(b"damaged")
+    (dataset.folder / EMBEDDINGS).write_bytes(b"damaged")
     assert unit.rows("image", 1) is None
 
 

@@ -16,10 +16,10 @@ MODULES = [*LIBRARY, *sorted(ROOT.glob("pipelines/*.py"))]
 
 # From the ground up: a room imports only what is above it.
 ROOMS = """
-    errors files types fetch modalities encoders testing linear moments metrics pairs closed_form refine splits
-    tables shards inputs signatures scratch config dataset steps features duplicates extraction forecast bench
-    fit project hubness kinds tune index indexing filters search reader explain evaluate compare sample engine progress
-    transforms card report pages verify stages serve cli
+    errors remote files types fetch modalities encoders testing linear moments metrics pairs closed_form refine splits
+    tables shards inputs signatures watch scratch config dataset steps features duplicates extraction forecast bench
+    fit project hubness kinds tune index indexing filters search embed reader explain evaluate compare sample engine
+    progress transforms card report pages verify stages serve cli
 """.split()  # noqa: SIM905
 NO_ROOMS = {"__init__", "__main__", "worker"}  # the version, and two ways to start the program
 UNSAFE = {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
@@ -56,7 +56,7 @@ def test_the_scan_sees_imports_at_the_top_and_within_functions() -> None:
 
 def test_only_transforms_import_beam() -> None:
     for_types = {"mmembed/stages.py"}  # a name for the type checker, which loads nothing
-    file_systems = {"mmembed/files.py"}  # of gs:// and its like, loaded where one is opened
+    file_systems = {"mmembed/remote.py"}  # of gs:// and its like, loaded where one is opened
     importing = importers({"apache_beam"}) - for_types - file_systems
     assert importing
     assert all(path.startswith("mmembed/transforms/") for path in importing)

@@ -327,7 +327,7 @@ def test_open_takes_the_configuration_of_the_data_set(dataset: Dataset, monkeypa
         return ENCODERS
 
     monkeypatch.setattr(mmembed.config, "Parts", resolved)
-    assert names(Searcher.open(dataset.root).search(Query.of(text="1 0 0 0 0 0"), k=1))
+    assert names(Searcher.open(dataset.folder).search(Query.of(text="1 0 0 0 0 0"), k=1))
     assert seen == [ExtractConfig()]
 
 

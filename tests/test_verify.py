@@ -31,7 +31,7 @@ def dataset(tmp_path: Path) -> Dataset:
 
 def with_file(dataset: Dataset, path: str, rows: int | None = None) -> Dataset:
     """A manifest that fits a file as it is now."""
-    return replace(dataset, files={**dataset.files, path: describe(dataset.root, path, rows)})
+    return replace(dataset, files={**dataset.files, path: describe(dataset.folder, path, rows)})
 
 
 def with_summary(dataset: Dataset, stage: str, **changes: Any) -> Dataset:
@@ -71,7 +71,7 @@ def test_half_precision_modalities_without_rows_and_the_written_manifest_are_sou
 )
 @pytest.mark.parametrize("fault", ["truncated", "emptied", "flipped", "removed", "a folder"])
 def test_a_damaged_file_is_the_one_problem(dataset: Dataset, path: str, fault: str) -> None:
-    file = dataset.root / path
+    file = dataset.folder / path
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.unlink()
@@ -91,9 +91,9 @@ def test_a_damaged_file_is_the_one_problem(dataset: Dataset, path: str, fault: s
 
 
 def test_files_that_the_manifest_does_not_name_are_leftovers(dataset: Dataset) -> None:
-    (dataset.root / "embeddings/image/part-00099.parquet").write_bytes(b"old")
-    (dataset.root / "features/image/.part-00001.parquet.x.mmembed-tmp").write_bytes(b"half")
-    (dataset.root / "notes.txt").write_text("the user's own")
+    (dataset.folder / "embeddings/image/part-00099.parquet").write_bytes(b"old")
+    (dataset.folder / "features/image/.part-00001.parquet.x.mmembed-tmp").write_bytes(b"half")
+    (dataset.folder / "notes.txt").write_text("the user's own")
     problems = verify(dataset)
     assert len(problems) == 2
     assert problems[0].startswith("features/image/.part-00001.parquet.x.mmembed-tmp: a file of a stopped writer")
@@ -141,7 +141,7 @@ def test_rows_of_another_order_than_the_features_are_found(tmp_path: Path) -> No
 
 
 def test_a_record_in_two_places_is_found(dataset: Dataset) -> None:
-    dataset = build(dataset.root, random_rows(11, ["image", "text"], 6), until="extract")
+    dataset = build(dataset.folder, random_rows(11, ["image", "text"], 6), until="extract")
     table = read_table(dataset.read(FEATURES))
     order = [*range(1, table.num_rows), 0]
     assert f"{FEATURES}: out of order: row {table.num_rows - 1}" in verify(
@@ -164,7 +164,7 @@ def test_counts_of_the_stages_are_compared(dataset: Dataset) -> None:
 
 
 def test_a_file_of_embeddings_that_is_not_even_named_is_missed(dataset: Dataset) -> None:
-    (dataset.root / EMBEDDINGS).unlink()
+    (dataset.folder / EMBEDDINGS).unlink()
     files = {path: file for path, file in dataset.files.items() if path != EMBEDDINGS}
     problems = verify(replace(dataset, files=files))
     assert "embeddings/image: not the files and rows of the features: run `mmembed project`" in problems
@@ -180,7 +180,7 @@ def test_nulls_and_what_is_no_parquet_are_found(dataset: Dataset) -> None:
     table = read_table(dataset.read(FEATURES))
     ids = pa.array([None, *table["id"].to_pylist()[1:]], pa.string())
     assert f"{FEATURES}: nulls in id" in verify(rewrite(dataset, FEATURES, table.set_column(0, "id", ids)))
-    write_bytes(dataset.root / FEATURES, b"PAR1 and nothing else PAR1")
+    write_bytes(dataset.folder / FEATURES, b"PAR1 and nothing else PAR1")
     assert "no Parquet that can be read" in verify(with_file(dataset, FEATURES, 1))[0]
 
 
@@ -193,7 +193,7 @@ def test_an_unknown_split_is_found(tmp_path: Path) -> None:
 
 
 def test_swapped_indexes_are_found_vector_by_vector(dataset: Dataset) -> None:
-    image, text = (dataset.root / index_path(name) for name in ("image", "text"))
+    image, text = (dataset.folder / index_path(name) for name in ("image", "text"))
     rows = entry_of(dataset, "image")["rows"]
     noise = np.random.default_rng(0).normal(size=(rows, 6)).astype(np.float32)
     write_bytes(image, faiss.serialize_index(kinds.build(kinds.Kind("Flat"), noise, 0)).tobytes())
@@ -207,7 +207,7 @@ def test_swapped_indexes_are_found_vector_by_vector(dataset: Dataset) -> None:
 
 
 def test_rows_that_say_something_else_are_found(dataset: Dataset) -> None:
-    path = dataset.root / rows_path("image")
+    path = dataset.folder / rows_path("image")
     said = pa.ipc.open_file(pa.py_buffer(path.read_bytes())).read_all()
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, said.schema) as writer:
         writer.write(said.take(list(range(said.num_rows))[::-1]).combine_chunks())
@@ -229,7 +229,7 @@ def test_a_compressed_index_of_other_vectors_is_found(tmp_path: Path) -> None:
 def test_an_index_of_another_space_is_found(dataset: Dataset) -> None:
     entries = {name: entry_of(dataset, name) for name in ("image", "text")}
     entries["text"]["space"] = asdict(Space("test-shared", "0", 6))
-    write_json(dataset.root / ENTRIES, entries)
+    write_json(dataset.folder / ENTRIES, entries)
     (problem,) = verify(with_file(dataset, ENTRIES))
     assert problem.startswith("index/text.faiss: ") and "test-shared@0[6]" in problem
 
@@ -237,14 +237,14 @@ def test_an_index_of_another_space_is_found(dataset: Dataset) -> None:
 def test_maps_of_other_spaces_are_found(dataset: Dataset) -> None:
     eye, zero, shared = np.eye(6, dtype=np.float32), np.zeros(6, np.float32), Space("test-shared", "1", 6)
     path = "maps/text.safetensors"
-    write_bytes(dataset.root / path, LinearMap(eye, zero, input_space("image", 6), shared).to_bytes())
+    write_bytes(dataset.folder / path, LinearMap(eye, zero, input_space("image", 6), shared).to_bytes())
     (problem,) = verify(with_file(dataset, path))
     assert problem.startswith(f"{path}: takes test-image@1[6], but the features are test-text@1[6]")
     write_bytes(
-        dataset.root / path, LinearMap(eye, zero, input_space("text", 6), replace(shared, version="2")).to_bytes()
+        dataset.folder / path, LinearMap(eye, zero, input_space("text", 6), replace(shared, version="2")).to_bytes()
     )
     (problem,) = verify(with_file(dataset, path))
     assert problem.startswith(f"{path}: gives test-shared@2[6], but dataset.json says test-shared@1[6]")
-    write_bytes(dataset.root / path, b"no map")
+    write_bytes(dataset.folder / path, b"no map")
     (problem,) = verify(with_file(dataset, path))
     assert problem.startswith(f"{path}: this is no map")

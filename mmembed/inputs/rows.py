@@ -13,6 +13,7 @@ from typing import Any
 
 from mmembed import files
 from mmembed.errors import ReadError, RepeatedIdError
+from mmembed.remote import is_web
 from mmembed.types import Failure, Media, Record
 
 Row = tuple[str, "dict[str, Any] | ReadError"]
@@ -205,7 +206,7 @@ def _content_id(media: Mapping[str, tuple[Media, ...]]) -> str:
 
 def _hash_or_name(media: Media) -> str:
     try:
-        return media.path if files.is_web(media.location) else media.content_hash
+        return media.path if is_web(media.location) else media.content_hash
     except ReadError:
         return media.path
 

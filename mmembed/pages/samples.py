@@ -12,10 +12,10 @@ import numpy as np
 import mmembed.config
 from mmembed.dataset import Dataset
 from mmembed.errors import MmembedError, ReadError
-from mmembed.files import is_web
 from mmembed.inputs import open_source
 from mmembed.pages import parts
 from mmembed.pages.previews import Piece, show
+from mmembed.remote import is_web
 from mmembed.shards import read_table, shard_path
 from mmembed.splits import HELD_OUT, number_of
 from mmembed.types import Media

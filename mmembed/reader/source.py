@@ -49,7 +49,7 @@ class Source:
         if file_system is None and not is_url(str(location)):
             location = Path(location)
             dataset = Dataset.open(location)
-            return cls(str(location), fs.LocalFileSystem(), PurePosixPath(dataset.root), dataset)
+            return cls(str(location), fs.LocalFileSystem(), PurePosixPath(dataset.folder), dataset)
         try:
             system, root = (file_system, str(location)) if file_system else fs.FileSystem.from_uri(str(location))
             path = PurePosixPath(root) / MANIFEST

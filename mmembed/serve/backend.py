@@ -176,7 +176,10 @@ class Backend:
         for path, file in paths.items():
             if file.rows:
                 try:
-                    with pq.ParquetFile(self.searcher.dataset.root / path) as opened:
+                    with (
+                        (self.searcher.dataset.root / path).open("rb") as content,
+                        pq.ParquetFile(content) as opened,
+                    ):
                         names = [name for name in ("id", "media", "metadata") if name in opened.schema_arrow.names]
                         return opened.read(names, use_threads=False)
                 except (OSError, pa.ArrowException) as error:

@@ -1,4 +1,8 @@
-"""The PTransforms: the only room that imports apache_beam. One for each step, and a composite for each stage."""
+"""The PTransforms: the only room that imports apache_beam. One for each step, and a composite for each stage.
+
+For pipelines of users' own are `mmembed.transforms.embed`, and `mmembed.transforms.handler`, which loads torch where it
+is installed, for Beam does.
+"""
 
 from mmembed.transforms.extract import (
     EncodeSegments,

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import apache_beam as beam
-from apache_beam.metrics import Metrics
 
 from mmembed.encoders import Encoder
 from mmembed.engine import use_one_thread
@@ -20,6 +19,7 @@ from mmembed.inputs import Source
 from mmembed.modalities import Modality
 from mmembed.scratch import Scratch
 from mmembed.steps import Known, encode_segments, normalize_segments, segment_records
+from mmembed.transforms.monitoring import count, observe, timed, timed_each
 from mmembed.types import Batch, Unit
 
 Element = tuple[Unit, Batch]
@@ -43,8 +43,10 @@ class ReadRecords(beam.PTransform):
 
     def _read(self, unit: Unit) -> Element:
         if self.scratch:
-            self.scratch.note(unit.number, "read", unit.file, "")
-        records, failures, stamps = self.source.read_stamped(unit)
+            self.scratch.begin(unit)
+        with timed("read"):
+            records, failures, stamps = self.source.read_stamped(unit)
+        observe("unit_records", len(records))
         return unit, Batch(tuple(records), failures=tuple(failures), stamps=stamps)
 
 
@@ -71,7 +73,7 @@ class SegmentRecords(beam.PTransform):
         batches = segment_records(
             records, self.modalities, self.fetcher, self.scratch, unit.number, self.sign, self.sizes
         )
-        return ((unit, batch) for batch in batches)
+        return ((unit, batch) for batch in timed_each("segment", batches))
 
 
 @beam.typehints.with_input_types(Element)
@@ -87,7 +89,8 @@ class NormalizeSegments(beam.PTransform):
         return batches | "Normalize" >> beam.MapTuple(self._normalize)
 
     def _normalize(self, unit: Unit, batch: Batch) -> Element:
-        return unit, normalize_segments(batch, self.modalities, self.scratch, unit.number)
+        with timed("normalize"):
+            return unit, normalize_segments(batch, self.modalities, self.scratch, unit.number)
 
 
 @beam.typehints.with_input_types(Element)
@@ -119,7 +122,9 @@ class _Encode(beam.DoFn):
         unit, batch = element
         if unit.number != self._unit:
             self._unit, self._known = unit.number, {}
-        yield unit, encode_segments(batch, self.encoders, self.scratch, unit.number, self._known)
+        with timed("encode"):
+            encoded = encode_segments(batch, self.encoders, self.scratch, unit.number, self._known)
+        yield unit, encoded
 
 
 @beam.typehints.with_input_types(Element)
@@ -155,13 +160,15 @@ class _Write(beam.DoFn):
         contents.dropped += batch.dropped
         if batch.modality:
             contents.segments.setdefault(batch.modality, []).extend(batch.items)
-            Metrics.distribution("mmembed", f"{batch.modality}_batch_segments").update(len(batch.items))
+            observe(f"{batch.modality}_batch_segments", len(batch.items))
             return
         del self._open[unit.number]
         contents.records, contents.stamps = batch.items, batch.stamps
         self.scratch.note(unit.number, "write", unit.file, "")
-        write_unit(self.scratch, unit, contents, self.marks)
+        with timed("write"):
+            write_unit(self.scratch, unit, contents, self.marks)
         self._count(contents)
+        self.scratch.rest()
         yield unit.number
 
     def finish_bundle(self) -> None:
@@ -172,12 +179,13 @@ class _Write(beam.DoFn):
             )
 
     def _count(self, contents: Contents) -> None:
-        Metrics.counter("mmembed", "records").inc(len(contents.records))
+        count("units")
+        count("records", len(contents.records))
         for name, items in contents.segments.items():
-            Metrics.counter("mmembed", f"{name}_segments").inc(len(items))
+            count(f"{name}_segments", len(items))
         for failure in contents.failures:
-            Metrics.counter("mmembed", f"{failure.stage}_errors").inc()
-        Metrics.counter("mmembed", "dropped").inc(len(contents.dropped))
+            count(f"{failure.stage}_errors")
+        count("dropped", len(contents.dropped))
 
 
 @beam.typehints.with_input_types(Unit)

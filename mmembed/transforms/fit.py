@@ -10,6 +10,7 @@ import apache_beam as beam
 
 from mmembed.fit import FOLDS
 from mmembed.moments import Moments, merge_all
+from mmembed.transforms.monitoring import count
 from mmembed.transforms.threads import OneThread
 
 Folds = list[Moments]
@@ -28,9 +29,10 @@ class AccumulateMoments(beam.PTransform):
     accumulate: Callable[[int, tuple[int, ...]], str]
 
     def expand(self, blocks: beam.PCollection[Block]) -> beam.PCollection[str]:
-        return blocks | "Accumulate" >> beam.ParDo(OneThread(self._accumulate))
+        return blocks | "Accumulate" >> beam.ParDo(OneThread("accumulate", self._accumulate))
 
     def _accumulate(self, block: Block) -> str:
+        count("accumulated_units", len(block[1]))
         return self.accumulate(*block)
 
 
@@ -80,7 +82,7 @@ class FitMaps(beam.PTransform):
             blocks
             | AccumulateMoments(self.accumulate)
             | "Merge" >> beam.CombineGlobally(MergeMoments(self.read)).without_defaults()  # shuffles a few file names
-            | "Write" >> beam.ParDo(OneThread(self._write))
+            | "Write" >> beam.ParDo(OneThread("fit", self._write))
             | "Names" >> beam.FlatMap()
         )
 

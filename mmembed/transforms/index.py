@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import apache_beam as beam
 
 from mmembed.indexing import Indexing
+from mmembed.transforms.monitoring import count, timed
 
 
 @beam.typehints.with_input_types(str)
@@ -27,13 +28,23 @@ class BuildIndex(beam.PTransform):
     def expand(self, modalities: beam.PCollection[str]) -> beam.PCollection[str]:
         return (
             modalities
-            | "Prepare" >> beam.FlatMap(self.work.prepare).with_output_types(tuple[str, int])
+            | "Prepare" >> beam.FlatMap(self._prepare).with_output_types(tuple[str, int])
             | "Spread" >> beam.Reshuffle()  # numbers of blocks, so that all workers encode
-            | "Encode" >> beam.Map(self.work.encode).with_output_types(tuple[str, int])
+            | "Encode" >> beam.Map(self._encode).with_output_types(tuple[str, int])
             | "Together" >> beam.GroupByKey()  # a modality's blocks, when all of them are there
             | "Finish" >> beam.MapTuple(self._finish).with_output_types(str)
         )
 
+    def _prepare(self, modality: str) -> list[tuple[str, int]]:
+        with timed("index_prepare"):
+            return self.work.prepare(modality)
+
+    def _encode(self, block: tuple[str, int]) -> tuple[str, int]:
+        count("indexed_blocks")
+        with timed("index_encode"):
+            return self.work.encode(block)
+
     def _finish(self, modality: str, numbers: Iterable[int]) -> str:
-        self.work.finish(modality, list(numbers))
+        with timed("index_finish"):
+            self.work.finish(modality, list(numbers))
         return modality

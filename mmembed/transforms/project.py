@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import apache_beam as beam
 
+from mmembed.transforms.monitoring import count
 from mmembed.transforms.threads import OneThread
 
 
@@ -17,14 +18,14 @@ class ProjectFeatures(beam.PTransform):
     """Numbers of units to the files of embeddings/; gives the numbers back when they are written.
 
     Attributes:
-        project: reads a unit's features and writes its embeddings.
+        project: reads a unit's features and writes its embeddings; gives how many there are.
     """
 
-    project: Callable[[int], None]
+    project: Callable[[int], int]
 
     def expand(self, units: beam.PCollection[int]) -> beam.PCollection[int]:
-        return units | "Project" >> beam.ParDo(OneThread(self._project))
+        return units | "Project" >> beam.ParDo(OneThread("project", self._project))
 
     def _project(self, unit: int) -> int:
-        self.project(unit)
+        count("embedded_segments", self.project(unit))
         return unit

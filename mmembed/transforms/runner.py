@@ -8,17 +8,22 @@ import os
 import re
 import threading
 import traceback
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
 from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
+from apache_beam.runners.runner import PipelineState
 from threadpoolctl import threadpool_limits
 
 from mmembed import errors
 from mmembed.engine import ONE_THREAD, Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
+from mmembed.files import Place
 from mmembed.transforms.processes import deaths, hide_lost_connections, kill_processes, process_environment
+from mmembed.watch import STUCK
 
 # One process a core, each with one thread: more threads than cores are slower. The malloc settings keep glibc from
 # giving the heap back after each picture.
@@ -27,6 +32,7 @@ WORKER_ENVIRONMENT = ONE_THREAD | {
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
 }
 
+_GO_ON = ". What was finished is kept: run the same command again to go on"
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", re.MULTILINE)
 
 
@@ -45,8 +51,15 @@ def pipeline(engine: Engine, pieces: int) -> beam.Pipeline:
     return beam.Pipeline(FnApiRunner(process_environment()), PipelineOptions([f"--direct_num_workers={workers}"]))
 
 
-def check_beam_flags(flags: tuple[str, ...]) -> None:
-    """Raise UsageError for a flag that Beam doesn't know; Beam itself would drop it with a warning."""
+def check_beam_flags(flags: tuple[str, ...], places: Sequence[Place] = ()) -> None:
+    """Refuse what can't work, before anything is done.
+
+    Args:
+        places: what workers read and write.
+
+    Raises:
+        UsageError: a flag is none of Beam's (which would drop it with a warning), or the runner can't be used.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     for options in [PipelineOptions, *PipelineOptions.__subclasses__()]:
         options._add_argparse_args(parser)
@@ -56,6 +69,14 @@ def check_beam_flags(flags: tuple[str, ...]) -> None:
         raise UsageError(f"in the flags for Beam after `--`: {error}") from error
     if unknown:
         raise UsageError(f"Beam knows no flag {unknown[0]!r}; flags of mmembed stand before `--`")
+    runner = (PipelineOptions(list(flags)).view_as(StandardOptions).runner or "").rsplit(".", 1)[-1].lower()
+    if runner.startswith("dask"):
+        raise UsageError(
+            "Beam's DaskRunner loses data and reports success (of several outputs it computes the last one alone): use "
+            "--workers on one machine, or another runner"
+        )
+    if runner.startswith("dataflow") and (here := [path for path in places if isinstance(path, Path)]):
+        raise UsageError(f"{here[0]} is a place of this machine, which Dataflow's workers don't see: name one of gs://")
 
 
 def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Engine, pieces: int | None = None) -> None:
@@ -81,7 +102,7 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     _ = job | "Units" >> beam.Create(elements) | stage >> transform
     try:
         with threadpool_limits(1):
-            job.run().wait_until_finish()
+            state = job.run().wait_until_finish()
     except MmembedError as error:
         raise type(error)(_without_place(str(error))) from error
     except KeyboardInterrupt:
@@ -94,10 +115,13 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
         if deaths:
             raise _crash(*deaths[0]) from error
         raise _from_traceback(stage, text) from error
+    if state != PipelineState.DONE:  # cancelled or drained, which Dataflow's runner takes for an end like any other
+        raise MmembedError(f"{stage} stopped: the job is {state}{_GO_ON}")
 
 
 def _crash(pid: int, code: int) -> CrashError:
     how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+    how = "was stuck for longer than --timeout" if code == STUCK else how
     return CrashError(f"a worker process {how}", pid, max(0, -code))
 
 
@@ -109,6 +133,9 @@ def _without_place(message: str) -> str:
 def _from_traceback(stage: str, text: str) -> BaseException:
     lines = [line for line in text.splitlines() if _EXCEPTION.match(line)]
     last = _without_place(lines[-1] if lines else text.strip().splitlines()[-1])
+    if last.endswith("Error:"):  # Dataflow's runner says the reason in the lines that follow, or None
+        reason = " ".join(text.strip().rpartition(last)[2].split())
+        last = "the job failed, and Dataflow gives no reason: see the job's page" if reason in ("", "None") else reason
     name, _, message = last.partition(": ")
     if name == "KeyboardInterrupt":  # it met a step that ran in this process
         return KeyboardInterrupt()
@@ -117,6 +144,4 @@ def _from_traceback(stage: str, text: str) -> BaseException:
         return kind(message)
     places = re.findall(r'File "([^"]+)", line (\d+)', text.partition("\nDuring handling of")[0])
     place = f" (at {':'.join(places[-1])})" if places else ""
-    return MmembedError(
-        f"{stage} stopped: {last}{place}. What was finished is kept: run the same command again to go on"
-    )
+    return MmembedError(f"{stage} stopped: {last}{place}{_GO_ON}")

@@ -33,7 +33,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     held_out = {f"r{number:03d}" for number in range(0, 300, 4)}
     return build(
         tmp_path_factory.mktemp("data") / "out", rows, MODALITIES, 8, unit=64, held_out=held_out, until="project"
-    ).root
+    ).folder
 
 
 def test_modalities_that_are_missing_change_nothing() -> None:

@@ -114,7 +114,7 @@ def test_nothing_found_is_a_page(searcher: Searcher) -> None:
 
 
 def test_a_query_by_record_or_file_is_shown(searcher: Searcher) -> None:
-    input = Path(Dataset.open(searcher.dataset.root).input)
+    input = Path(Dataset.open(searcher.dataset.folder).input)
     file = min((input.parent / "images").iterdir())
     page = html_page.read(gallery(searcher, Query.of(image=file), []))
     assert page.tags.count("img") == 1 and file.name in page.text and str(file.parent) not in page.text

@@ -40,8 +40,8 @@ def read(root: Path) -> html_page.Page:
 
 def with_json(dataset: Dataset, path: str, value: Mapping[str, Any]) -> Dataset:
     """The data set with another JSON file, and a manifest that fits it."""
-    write_json(dataset.root / path, value)
-    return replace(dataset, files={**dataset.files, path: describe(dataset.root, path)})
+    write_json(dataset.folder / path, value)
+    return replace(dataset, files={**dataset.files, path: describe(dataset.folder, path)})
 
 
 def test_a_build_leaves_a_report_that_shows_everything(small: Path) -> None:

@@ -454,7 +454,7 @@ def test_an_encoder_that_always_crashes_ends_the_run_with_one_line(
 def test_a_worker_that_is_killed_names_what_it_was_doing(input: Input) -> None:
     with started(*input.words, "--workers", 2) as process:
         wait_for(lambda: any(input.out.glob("records/part-*.parquet")), 60, "a first unit")
-        worker = next(int(path.name) for path in input.out.glob("scratch/notes/*"))
+        worker = next(pid for pid, line in members(process.pid).items() if "mmembed.worker" in line)
         os.kill(worker, signal.SIGKILL)
         _, errors = process.communicate(timeout=30)
     if process.returncode:  # else it had done its part

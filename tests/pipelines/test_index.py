@@ -40,7 +40,7 @@ def by_functions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("image", "text"):
         work.finish(name, [work.encode(block)[1] for block in work.prepare(name)])
         work.publish(name)
-    return dataset.root
+    return dataset.folder
 
 
 @pytest.mark.parametrize("workers", [1, 3])

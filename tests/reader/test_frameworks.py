@@ -27,7 +27,7 @@ COLUMNS = ["embedding", "id", "text.media", "image.segment"]
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [replace(row, metadata={"milliseconds": 1_700_000_000_000}) for row in random_rows(60, ["image", "text"], 6)]
-    return build(tmp_path_factory.mktemp("data") / "out", rows).root
+    return build(tmp_path_factory.mktemp("data") / "out", rows).folder
 
 
 def opened(out: Path, **options: Any) -> Reader:

@@ -19,7 +19,7 @@ HELD_OUT = {f"r{number:03d}" for number in range(0, 120, 6)}
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(
         tmp_path_factory.mktemp("data") / "out", random_rows(120, ["image", "text"], 6), held_out=HELD_OUT
-    ).root
+    ).folder
 
 
 def nearest(out: Path, vectors: Any, ids: list[str], target: str, k: int, split: str) -> tuple[Any, list[list[str]]]:
@@ -64,8 +64,8 @@ def test_an_index_that_is_not_exact_serves(tmp_path: Path) -> None:
     dataset = index(dataset, IndexConfig(recall=0.5, memory="20KB"))
     assert entry_of(dataset, "text")["kind"] != "Flat"
     found = overlap = 0
-    for batch in open_dataset(dataset.root, "image", ["embedding", "id"], neighbors="text", k=5):
-        _, expected = nearest(dataset.root, batch["image.embedding"], batch["id"], "text", 5, "train")
+    for batch in open_dataset(dataset.folder, "image", ["embedding", "id"], neighbors="text", k=5):
+        _, expected = nearest(dataset.folder, batch["image.embedding"], batch["id"], "text", 5, "train")
         for id, some, best in zip(batch["id"], batch["neighbors.id"], expected):
             assert id not in some
             assert not set(some) & HELD_OUT
@@ -95,6 +95,6 @@ def test_what_can_not_be_is_said_at_once(out: Path, options: dict[str, Any], mes
 
 
 def test_without_an_index_it_says_what_to_run(tmp_path: Path) -> None:
-    out = build(tmp_path / "out", random_rows(10, ["image", "text"], 6), until="project").root
+    out = build(tmp_path / "out", random_rows(10, ["image", "text"], 6), until="project").folder
     with pytest.raises(UsageError, match="mmembed index"):
         open_dataset(out, "image", neighbors="text")

@@ -63,7 +63,7 @@ def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
         DIM,
         held_out=HELD_OUT,
         until="project",
-    ).root
+    ).folder
 
 
 def table_of(out: Path, modality: str, split: str = "train", folder: str = "embeddings") -> list[dict[str, Any]]:
@@ -214,7 +214,7 @@ def _pick(value: Any, places: list[int]) -> Any:
 
 
 def test_half_precision_stays(tmp_path: Path) -> None:
-    out = build(tmp_path / "out", rows(), ("image", "text"), DIM, dtype="float16", until="project").root
+    out = build(tmp_path / "out", rows(), ("image", "text"), DIM, dtype="float16", until="project").folder
     for shuffle in (False, True):
         assert next(iter(open_dataset(out, "image", shuffle=shuffle)))["image.embedding"].dtype == np.float16
 
@@ -421,7 +421,9 @@ def test_a_state_does_not_ask_for_the_same_columns(out: Path) -> None:
 def test_a_state_serves_where_maps_are_learned_anew(out: Path, tmp_path: Path) -> None:
     """The samples are the same: it is `spaces` that tells that their vectors are not."""
     turned = [replace(row, vectors={name: -v for name, v in row.vectors.items()}) for row in rows()]
-    other = build(tmp_path / "other", turned, ("image", "text", "audio"), DIM, held_out=HELD_OUT, until="project").root
+    other = build(
+        tmp_path / "other", turned, ("image", "text", "audio"), DIM, held_out=HELD_OUT, until="project"
+    ).folder
     state = open_dataset(out, "image", shuffle=True).state_dict()
     open_dataset(other, "image", shuffle=True).load_state_dict(state | {"position": 4})
 
@@ -434,7 +436,7 @@ def test_a_reader_is_shown_in_one_line(out: Path) -> None:
 def test_a_state_of_another_data_set_is_refused(out: Path, tmp_path: Path) -> None:
     other = build(
         tmp_path / "other", rows(39), ("image", "text", "audio"), DIM, held_out=HELD_OUT, until="project"
-    ).root
+    ).folder
     with pytest.raises(UsageError, match="samples"):
         open_dataset(other, "image").load_state_dict(open_dataset(out, "image").state_dict())
 
@@ -494,11 +496,11 @@ def test_names_may_stand_alone_and_twice(out: Path) -> None:
 def test_a_place_without_embeddings_says_what_to_do(out: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no data set"):
         open_dataset(tmp_path)
-    only_fitted = build(tmp_path / "fitted", rows(), ("image", "text"), DIM, until="fit").root
+    only_fitted = build(tmp_path / "fitted", rows(), ("image", "text"), DIM, until="fit").folder
     with pytest.raises(UsageError, match="no embeddings yet: run `mmembed project`"):
         open_dataset(only_fitted)
     apart = [Row(f"{name}", {name: np.ones((1, DIM), np.float32)}) for name in ("image", "text")]
-    nothing = build(tmp_path / "apart", apart, ("image", "text"), DIM, until="project").root
+    nothing = build(tmp_path / "apart", apart, ("image", "text"), DIM, until="project").folder
     with pytest.raises(UsageError, match="no record of the split 'train' has image and text"):
         open_dataset(nothing)
     assert len(open_dataset(nothing, missing="mask")) == 2
@@ -521,7 +523,7 @@ def _flipped(data: bytes) -> bytes:
 @pytest.mark.parametrize("folder", ["embeddings", "features"])
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_a_damaged_file_is_named(tmp_path: Path, fault: str, folder: str, shuffle: bool) -> None:
-    out = build(tmp_path / "out", rows(), ("image", "text"), DIM, until="project").root
+    out = build(tmp_path / "out", rows(), ("image", "text"), DIM, until="project").folder
     path = out / shard_path(f"{folder}/image", 3)
     FAULTS[fault](path)
     with pytest.raises(MmembedError, match=str(path)):
@@ -530,19 +532,19 @@ def test_a_damaged_file_is_named(tmp_path: Path, fault: str, folder: str, shuffl
 
 def test_a_file_that_changes_under_an_open_reader_is_refused(tmp_path: Path) -> None:
     dataset = build(tmp_path / "out", rows(), ("image", "text"), DIM, until="project")
-    ds = open_dataset(dataset.root, "image", batch_size=4)
+    ds = open_dataset(dataset.folder, "image", batch_size=4)
     batches = iter(ds)
     next(batches)
-    path = dataset.root / shard_path("embeddings/image", 9)
-    path.write_bytes((dataset.root / shard_path("embeddings/image", 8)).read_bytes())
+    path = dataset.folder / shard_path("embeddings/image", 9)
+    path.write_bytes((dataset.folder / shard_path("embeddings/image", 8)).read_bytes())
     with pytest.raises(DatasetError, match="part-00009.parquet is not the file that dataset.json names"):
         list(batches)
 
 
 def test_a_file_that_changes_between_epochs_is_refused(tmp_path: Path) -> None:
     dataset = build(tmp_path / "out", rows(), ("image", "text"), DIM, until="project")
-    path = dataset.root / shard_path("embeddings/image", 3)
-    ds = open_dataset(dataset.root, "image", batch_size=4)
+    path = dataset.folder / shard_path("embeddings/image", 3)
+    ds = open_dataset(dataset.folder, "image", batch_size=4)
     list(ds)
     status, data = path.stat(), path.read_bytes()
     path.write_bytes(_flipped(data))
@@ -560,9 +562,9 @@ def test_a_file_that_changes_between_epochs_is_refused(tmp_path: Path) -> None:
 def test_features_with_other_rows_than_the_embeddings_are_refused(tmp_path: Path) -> None:
     dataset = build(tmp_path / "out", rows(), ("image", "text"), DIM, until="project")
     path = shard_path("features/image", 2)
-    rewrite(dataset, path, pq.read_table(dataset.root / path).slice(1))
+    rewrite(dataset, path, pq.read_table(dataset.folder / path).slice(1))
     with pytest.raises(DatasetError, match="other rows than its embeddings"):
-        list(open_dataset(dataset.root, "image", ["feature"]))
+        list(open_dataset(dataset.folder, "image", ["feature"]))
 
 
 def test_little_memory_gives_the_same(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -582,7 +584,7 @@ def test_little_memory_gives_the_same(out: Path, tmp_path: Path, monkeypatch: py
 def test_a_file_is_read_once_and_only_as_far_ahead_as_memory_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out = build(tmp_path / "out", rows(), ("image", "text"), DIM, until="project").root
+    out = build(tmp_path / "out", rows(), ("image", "text"), DIM, until="project").folder
     size = max(path.stat().st_size for path in (out / "embeddings/image").iterdir())
     ds = open_dataset(out, "image", batch_size=4, memory=f"{3 * 3 * size / 1e6:.6f}MB")
     read: list[str] = []

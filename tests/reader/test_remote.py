@@ -14,7 +14,7 @@ from mmembed.reader import open_dataset
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("data") / "out", random_rows(40, ["image", "text"], 6), until="project").root
+    return build(tmp_path_factory.mktemp("data") / "out", random_rows(40, ["image", "text"], 6), until="project").folder
 
 
 @pytest.fixture(scope="module")

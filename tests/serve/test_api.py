@@ -110,7 +110,7 @@ def test_what_is_wrong_is_one_message(client: TestClient, params: dict[str, Any]
 def test_what_is_no_picture_is_one_message(client: TestClient, searcher: Searcher) -> None:
     message = detail(client.post("/api/search", files={"image": ("a.jpg", b"no picture")}), 400)
     assert "none of JPEG" in message
-    assert str(searcher.dataset.root) not in detail(client.get("/api/search", params={"id": "x"}), 400)
+    assert str(searcher.dataset.folder) not in detail(client.get("/api/search", params={"id": "x"}), 400)
 
 
 def test_a_sound_that_lasts_too_long_is_refused(client: TestClient) -> None:
@@ -158,7 +158,7 @@ def test_faults_of_the_data_set_and_of_ours_are_told_apart(client: TestClient) -
 )
 def test_messages_do_not_say_where_the_data_lie(searcher: Searcher, input: str, place: str, told: str) -> None:
     moved = Searcher(replace(searcher.dataset, input=input), searcher.encoders, searcher.config)
-    error = UsageError(f"can't read {place.format(root=searcher.dataset.root)}: there is none")
+    error = UsageError(f"can't read {place.format(root=searcher.dataset.folder)}: there is none")
     with (
         patch.object(Searcher, "media", side_effect=error),
         TestClient(create_app(moved, Settings()), base_url="http://localhost:8000") as client,
@@ -224,7 +224,7 @@ def test_what_can_not_be_explained_is_one_message(client: TestClient, records: d
 
 def test_info_says_what_can_be_asked(client: TestClient, searcher: Searcher, records: dict[str, Any]) -> None:
     info = client.get("/api/info").json()
-    assert info["records"] == len(records) and info["name"] == searcher.dataset.root.name
+    assert info["records"] == len(records) and info["name"] == searcher.dataset.folder.name
     assert info["targets"] == searcher.targets and info["askable"] == searcher.askable
     (color,) = (key for key in info["keys"] if key["name"] == "color")
     assert set(color["examples"]) <= {row["color"] for row in records.values()} and len(color["examples"]) > 1
