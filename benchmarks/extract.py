@@ -8,7 +8,7 @@ and encode in batches of 64. The limit is a loop over `multiprocessing.Pool` wri
 ray[data], daft and datasets (of Hugging Face); what the interpreter lacks is named and left out. Install mmembed beside
 them as a user does: an editable one may be compiled anew by every process.
 
-Wall and CPU seconds are those of the whole command with all its processes, start-up and imports included, the median of
+Wall and CPU seconds are those of the whole command with all its processes, start-up and imports included, the best of
 rounds in which the ways take turns; "after start" is what the records beyond the first fifth cost more than that fifth
 alone, which a way's start is not in. Only media of one segment are taken, at most --limit. `--steps` adds where the
 time of one process goes. Not all CPU seconds of Ray are seen: its processes belong to none that ends with the command.
@@ -23,7 +23,6 @@ import json
 import multiprocessing
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -305,14 +304,12 @@ def main() -> None:
                     print(f"{way}: not installed", file=sys.stderr)
                     continue
                 short, long = (measured(way, it, options.modality, options.workers) for it in (few, manifest))
-                later = {f"later {key}": long[key] - short[key] for key in ("wall", "cpu")}
-                runs.setdefault(way, []).append(long | later)
+                runs.setdefault(way, []).append(long | {f"short {key}": short[key] for key in ("wall", "cpu")})
                 print(way, runs[way][-1], file=sys.stderr, flush=True)
-        middle = {
-            way: {key: statistics.median(run[key] for run in of_way) for key in of_way[0]}
-            for way, of_way in runs.items()
-        }
-        limit = middle["multiprocessing.Pool"]
+        best = {way: {key: min(run[key] for run in of_way) for key in of_way[0]} for way, of_way in runs.items()}
+        for one in best.values():
+            one |= {f"later {key}": one[key] - one[f"short {key}"] for key in ("wall", "cpu")}
+        limit = best["multiprocessing.Pool"]
         print(f"{count:,} records, {options.workers} workers; in brackets the Pool's seconds over those of the way")
         rows = [
             [
@@ -324,7 +321,7 @@ def main() -> None:
                     for key in ("wall", "cpu", "later wall", "later cpu")
                 ),
             ]
-            for way, one in middle.items()
+            for way, one in best.items()
         ]
         print(table(["way", "rows", "records/s", "wall s", "CPU s", "wall after start", "CPU after start"], rows))
         if options.steps:
