@@ -67,8 +67,10 @@ class Components:
         return cls._of(moments.scaled(factors), moments, spans, factors)
 
     def within(self, moments: Moments, count: int) -> Components:
-        """The components that other records have within the span of the first `count` of these."""
-        spans = {name: basis[:, :count] for name, basis in self.bases.items()}
+        """The components that other records have within the span of the first `count` of these, but for those that
+        vary in none: few records have few."""
+        alive = {name: max(1, int((values > DEAD * values[0]).sum())) for name, values in self.values.items()}
+        spans = {name: basis[:, : min(count, alive[name])] for name, basis in self.bases.items()}
         return self._of(moments.projected(spans), moments, spans, self.factors)
 
     @classmethod

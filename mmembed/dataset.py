@@ -364,7 +364,8 @@ def locked(root: Place) -> Iterator[None]:
 
 @contextmanager
 def _locked_remotely(lock: RemotePath) -> Iterator[None]:
-    if time.time() - (lock.modified() or 0) < LOCK_SECONDS:
+    found = lock.found()
+    if found and time.time() - found.modified < LOCK_SECONDS:
         who = lock.read_text("utf-8").strip()
         raise UsageError(
             f"another mmembed (process {who}) is writing into {lock.parent}: wait for it, or choose another folder; if "

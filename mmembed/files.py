@@ -61,7 +61,8 @@ def listed(folder: Place) -> list[Place]:
 def size(path: Place) -> int | None:
     """Bytes of a file of a data set, None where there is none."""
     if isinstance(path, RemotePath):
-        return path.size()
+        there = path.found()
+        return there.bytes if there else None
     found = stamp(str(path))
     return None if found == NO_FILE else found.bytes
 

@@ -32,7 +32,7 @@ from mmembed.types import Space
 
 Ridges = dict[str, float]
 
-VERSION = "3"
+VERSION = "4"
 """Of the way maps are learned: a change of it needs another one, so that maps of both never count as one space."""
 
 FOLDS = 5

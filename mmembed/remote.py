@@ -216,17 +216,10 @@ class RemotePath:
         """The bytes of the files below the folder, by their path from it."""
         return {str(RemotePath(found.location).relative_to(self)): found.bytes for found in self._match("**")}
 
-    def size(self) -> int | None:
-        """Bytes of the file, None where there is none."""
-        return next((found.bytes for found in self._itself()), None)
-
-    def modified(self) -> float | None:
-        """When the file was last written, seconds since 1970; None where there is none."""
-        return next((found.modified for found in self._itself()), None)
-
-    def _itself(self) -> list[Found]:
+    def found(self) -> Found | None:
+        """What is listed of the file, None where there is none."""
         with _failing(self.location, "look for"):
-            return match(self.location)
+            return next(iter(match(self.location)), None)
 
     def _match(self, pattern: str) -> list[Found]:
         with _failing(self.location, "list"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 import os
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ FOLDER = "scratch"
 _PLACE = np.dtype([("hash", "<u8"), ("file", "<u4"), ("row", "<u4"), ("rows", "<u4")])
 _STAMP = np.dtype([("name", "<u8"), ("bytes", "<i8"), ("modified", "<i8"), ("hash", "S32")])
 _CACHED_TABLES = 8
+_NOTE_BYTES = 4092  # with its length a page
 
 
 UNIT_STAGES = ("read", "write")
@@ -132,6 +134,10 @@ class Scratch:
         """What `remember_before` kept; empty where there was nothing."""
         return _array(self.folder / "before.npy", dtype)
 
+    def has_pieces(self) -> bool:
+        """Whether media were cut in pieces."""
+        return next(iter((self.folder / "pieces").glob("*.parquet")), None) is not None
+
     def remove(self) -> None:
         """Remove all of it."""
         remove_folder(self.folder)
@@ -207,8 +213,9 @@ class Scratch:
     def note(self, unit: int, stage: str, source: str, modality: str) -> None:
         """Leave a note of what this process is working on; it stays when the process dies."""
         if self.notes is not None:
-            text = json.dumps([unit, stage, source, modality]).encode()
-            os.pwrite(_note_file(self.notes), len(text).to_bytes(4, "little") + text, 0)
+            text = json.dumps([unit, stage, source, modality]).encode()[:_NOTE_BYTES]
+            note = _note_file(self.notes)
+            note[: len(text) + 4] = len(text).to_bytes(4, "little") + text
         watch.begin(self.timeout, partial(self._say_stuck, _stuck.unit, stage, source, modality))
 
     def rest(self) -> None:
@@ -376,7 +383,9 @@ def _attempts(paths: tuple[Place, ...]) -> dict[tuple[str, str], int]:
 
 
 @lru_cache(maxsize=2)
-def _note_file(folder: Path) -> int:
-    """The open file of this process's notes."""
+def _note_file(folder: Path) -> mmap.mmap:
+    """The file of this process's notes, mapped into memory: writing is no system call, and the file outlives us."""
     folder.mkdir(parents=True, exist_ok=True)
-    return os.open(folder / str(os.getpid()), os.O_RDWR | os.O_CREAT)
+    with (folder / str(os.getpid())).open("w+b") as file:
+        file.truncate(_NOTE_BYTES + 4)
+        return mmap.mmap(file.fileno(), _NOTE_BYTES + 4)

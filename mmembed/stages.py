@@ -145,9 +145,11 @@ def _extract_units(extraction: Extraction, todo: Sequence[Unit], engine: Engine)
 def _extract_noted(extraction: Extraction, todo: Sequence[Unit], engine: Engine) -> None:
     marks = {extraction.marks.of(unit) for unit in extraction.units}
     extraction, in_a_row = replace(extraction, scratch=extraction.scratch.with_crashes(marks)), 0
+    again = False
     while missing := extraction.missing(todo):
-        from mmembed.transforms import ExtractFeatures
+        from mmembed.transforms import ExtractFeatures, prepare
 
+        prepare(engine)
         extraction.scratch.prepare(extraction.modalities)
         transform = ExtractFeatures(
             extraction.source,
@@ -162,8 +164,12 @@ def _extract_noted(extraction: Extraction, todo: Sequence[Unit], engine: Engine)
         watched = {unit.number: partial(_receipt_counts, extraction, unit) for unit in missing}
         try:
             with Progress("extract", watched, sum(unit.records for unit in missing), "records"):
-                _run("ExtractFeatures", missing, transform, replace(engine, isolated=True), ram=_EXTRACT_RAM)
-            return
+                # All workers, also for one unit: it may hold a medium that is cut in pieces.
+                isolated = replace(engine, isolated=True)
+                _run("ExtractFeatures", missing, transform, isolated, engine.workers, _EXTRACT_RAM)
+            if again or not extraction.scratch.has_pieces():
+                return
+            again = True  # units that waited for the pieces of their longest media
         except CrashError as error:
             in_a_row = in_a_row + 1 if len(extraction.missing(missing)) == len(missing) else 1
             extraction = extraction.after_crash(error, in_a_row)
@@ -411,7 +417,9 @@ def _run(
     """
     from mmembed.transforms import run
 
-    run(stage, list(elements), transform.with_resource_hints(min_ram=f"{ram}B"), engine, pieces)
+    if not engine.is_here:  # where a hint would only make the local runner start workers of another kind
+        transform = transform.with_resource_hints(min_ram=f"{ram}B")
+    run(stage, list(elements), transform, engine, pieces)
 
 
 def _commit(

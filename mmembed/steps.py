@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
-from typing import Any, NamedTuple
+from itertools import groupby, islice
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,8 @@ from mmembed.encoders import Encoder
 from mmembed.errors import CrashError, EncodeError, FilteredError, ReadError, RecordError
 from mmembed.fetch import Fetcher
 from mmembed.inputs.rows import TEXT_MODALITIES
-from mmembed.modalities import Modality
+from mmembed.modalities import Divisible, Modality
+from mmembed.pieces import Piece, Pieces
 from mmembed.scratch import Scratch
 from mmembed.signatures import signature
 from mmembed.tables import vectors_from_arrow
@@ -47,6 +48,7 @@ def segment_records(
     unit: int = 0,
     sign: bool = False,
     sizes: Mapping[str, int] = _ANY,
+    pieces: Pieces | None = None,
 ) -> Iterator[Batch]:
     """Decode and cut the records of a unit: batches of segments, one modality after the other, then the records.
 
@@ -59,12 +61,13 @@ def segment_records(
         unit: its number.
         sign: whether segments carry the signature of their medium, by which near duplicates are found.
         sizes: by modality, the most segments of a batch.
+        pieces: where the features of the longest media lie, whose pieces were encoded before.
     """
     for modality in modalities.values():
         most = sizes.get(modality.name, BATCH_SEGMENTS)
         items: list[Item] = []
         size = count = 0
-        for item in _cut(records.items, modality, fetcher, scratch, unit, sign):
+        for item in _cut(records.items, modality, fetcher, scratch, unit, sign, pieces):
             items.append(item)
             if isinstance(item, Segment):
                 count += 1
@@ -135,7 +138,7 @@ def encode_segments(
         if not segment.encoded and key(segment) not in known:
             new.setdefault(key(segment), segment)
     todo = list(new.values())
-    encoded: list[Segment | Failure] = []
+    encoded: list[NDArray[np.float32] | Failure] = []
     if todo and scratch and scratch.is_alone(unit):  # a worker died while it encoded several: find out of which
         for segment in todo:
             _note(scratch, unit, "encode one", segment.source, batch.modality)
@@ -146,16 +149,17 @@ def encode_segments(
             encoded = _encode(todo, batch.modality, encoder)
         except RecordError:  # one of them was refused: find it, and keep the others
             encoded = [item for segment in todo for item in _encode_alone(segment, batch.modality, encoder, None)]
-    known |= {key(item): item.data for item in encoded if isinstance(item, Segment)}
-    refused = {which: item for which, item in zip(new, encoded, strict=True) if isinstance(item, Failure)}
+    found = list(zip(new, encoded, strict=True))
+    known |= {which: item for which, item in found if not isinstance(item, Failure)}
+    refused = {which: item for which, item in found if isinstance(item, Failure)}
     items: list[Item] = []
     for segment in batch.items:
         if segment.encoded:
             items.append(segment)
-        elif key(segment) in known:
-            items.append(replace(segment, data=known[key(segment)], encoded=True))
+        elif (feature := known.get(which := key(segment))) is not None:
+            items.append(replace(segment, data=feature, encoded=True))
         else:
-            items.append(_again(segment, refused[key(segment)]))
+            items.append(_again(segment, refused[which]))
     return _batch(items, batch.modality, batch)
 
 
@@ -164,7 +168,7 @@ def _again(segment: Segment, refused: Failure) -> Failure:
     return replace(refused, id=segment.id, segment=segment.number, source=segment.source, medium=segment.medium)
 
 
-def _encode(segments: Sequence[Segment], modality: str, encoder: Encoder) -> list[Segment | Failure]:
+def _encode(segments: Sequence[Segment], modality: str, encoder: Encoder) -> list[NDArray[np.float32] | Failure]:
     features = encoder.encode([segment.data for segment in segments])
     if features.shape != (len(segments), encoder.space.dim) or features.dtype != np.float32:
         raise ValueError(
@@ -174,14 +178,14 @@ def _encode(segments: Sequence[Segment], modality: str, encoder: Encoder) -> lis
     error = EncodeError(f"the encoder {encoder.space} gave a feature that is not finite")
     finite = np.asarray(np.isfinite(features).all(axis=1))
     return [
-        replace(segment, data=feature, encoded=True) if ok else _failure(segment, modality, "encode", error)
+        feature if ok else _failure(segment, modality, "encode", error)
         for segment, feature, ok in zip(segments, features, finite, strict=True)
     ]
 
 
 def _encode_alone(
     segment: Segment, modality: str, encoder: Encoder, scratch: Scratch | None
-) -> list[Segment | Failure]:
+) -> list[NDArray[np.float32] | Failure]:
     try:
         _check_alive(scratch, segment.source, modality, "encode")
         return _encode([segment], modality, encoder)
@@ -205,10 +209,12 @@ def _cut(
     scratch: Scratch | None,
     unit: int,
     sign: bool,
+    pieces: Pieces | None,
 ) -> Iterator[Item]:
     """All of one modality: the segments of each record, lazily, and what could not be used."""
+    left = scratch if scratch and modality.by_content and scratch.has_features(modality.name) else None
     jobs = [
-        _Job(record, medium, media, _features_of(media, modality, scratch, sign))
+        _Job(record, medium, media, _features_of(media, modality.name, left, sign) if left else None)
         for record in records
         for medium, media in enumerate(record.media.get(modality.name, ()))
     ]
@@ -221,7 +227,7 @@ def _cut(
                 items = _taken_over(job, modality.name, number, job.features, scratch if sign else None)
             else:
                 _note(scratch, unit, "segment", source, modality.name)
-                items = _segments(job, next(fetched), modality, number, scratch, sign)
+                items = _segments(job, next(fetched), modality, number, scratch, sign, pieces)
             for item in items:
                 number += isinstance(item, Segment)
                 yield item
@@ -230,7 +236,13 @@ def _cut(
 
 
 def _segments(
-    job: _Job, media: Media | ReadError, modality: Modality, number: int, scratch: Scratch | None, sign: bool
+    job: _Job,
+    media: Media | ReadError,
+    modality: Modality,
+    number: int,
+    scratch: Scratch | None,
+    sign: bool,
+    pieces: Pieces | None,
 ) -> Iterator[Item]:
     """The segments of one medium, lazily, and a failure where decoding stops."""
     record, first = job.record, number
@@ -239,12 +251,15 @@ def _segments(
         if isinstance(media, ReadError):
             raise media
         content_hash, signed = media.content_hash, signature(modality, media) if sign else b""
-        for span, piece in modality.segment(modality.decode(media), record.metadata):
+        done = pieces.encoded(job.media, modality) if pieces else None
+        for span, piece in done.segments if done else modality.segment(modality.decode(media), record.metadata):
             name = piece if isinstance(piece, str) else media.path
             yield Segment(
-                record.id, number, span, name, content_hash, piece, job.medium, signature=signed, source=record.source
+                record.id, number, span, name, content_hash, piece, job.medium, bool(done), signed, record.source
             )
             number += 1
+        if done and done.failure:
+            raise done.failure
         if number == first:
             raise FilteredError("nothing of it is left to be encoded")
     except FilteredError as error:
@@ -253,6 +268,39 @@ def _segments(
         kind, message = _reason(error)
         segment = number if number > first else None
         yield Failure(record.id, modality.name, segment, "segment", kind, message, record.source, medium=job.medium)
+
+
+def encode_piece(
+    piece: Piece, modality: Divisible, encoder: Encoder, size: int, scratch: Scratch
+) -> tuple[list[Segment], Sequence[str] | None]:
+    """The encoded segments of a piece of a medium, and the kind and the message of what can't be read of it.
+
+    Args:
+        size: the most segments of a batch.
+    """
+    encoded: list[Segment] = []
+    failures: list[tuple[str, str]] = []
+
+    def readable() -> Iterator[tuple[Span, Any]]:
+        try:
+            yield from modality.piece(piece.media, piece.number, piece.count)
+        except RecordError as error:
+            failures.append(_reason(error))
+
+    found = readable()
+    scratch.note(piece.unit, "segment", piece.source, piece.modality)
+    while some := list(islice(found, size)):
+        segments = tuple(
+            Segment(piece.id, len(encoded) + place, span, piece.media.path, "", data, source=piece.source)
+            for place, (span, data) in enumerate(some)
+        )
+        batch = normalize_segments(Batch(segments, piece.modality), {piece.modality: cast(Modality, modality)})
+        batch = encode_segments(batch, {piece.modality: encoder})
+        encoded += batch.items
+        failures += [(failure.error, failure.message) for failure in batch.failures]
+        scratch.note(piece.unit, "segment", piece.source, piece.modality)
+    scratch.rest()
+    return encoded, failures[0] if failures else None
 
 
 def _taken_over(job: _Job, modality: str, number: int, rows: pa.Table, signed: Scratch | None) -> Iterator[Segment]:
@@ -276,17 +324,15 @@ def _taken_over(job: _Job, modality: str, number: int, rows: pa.Table, signed: S
         number += 1
 
 
-def _features_of(media: Media, modality: Modality, scratch: Scratch | None, sign: bool) -> pa.Table | None:
+def _features_of(media: Media, modality: str, scratch: Scratch, sign: bool) -> pa.Table | None:
     """What an earlier run left of a medium; None where it must be decoded."""
-    if not scratch or not modality.by_content or not scratch.has_features(modality.name):
-        return None
     try:
         content_hash = scratch.content_hash(media) or (None if media.is_remote else media.content_hash)
     except ReadError:  # met again, and told, where it is decoded
         return None
-    if not content_hash or (sign and not scratch.signature(modality.name, content_hash)):
+    if not content_hash or (sign and not scratch.signature(modality, content_hash)):
         return None
-    return scratch.features(modality.name, content_hash)
+    return scratch.features(modality, content_hash)
 
 
 def _check_alive(scratch: Scratch | None, source: str, modality: str, stage: str) -> None:

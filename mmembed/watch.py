@@ -33,7 +33,7 @@ class Watch:
         if not seconds:
             return
         self._now[threading.get_ident()] = (time.monotonic(), seconds, stuck)
-        if self._looking is None or not self._looking.is_alive():  # none is, after a fork
+        if self._looking is None:
             self._looking = threading.Thread(target=self._look, daemon=True)
             self._looking.start()
 

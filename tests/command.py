@@ -129,13 +129,15 @@ def wait_for(condition: Callable[[], bool], seconds: float, what: str) -> None:
 
 
 def members(group: int) -> dict[int, str]:
-    """The living processes of a group, and their command lines (Linux)."""
+    """The living processes of a group, and their names and command lines (Linux)."""
     found = {}
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            state, _, pgid = (folder / "stat").read_text().rpartition(")")[2].split()[:3]
+            name, _, rest = (folder / "stat").read_text().rpartition(")")
+            state, _, pgid = rest.split()[:3]
             if int(pgid) == group and state != "Z":
-                found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                line = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                found[int(folder.name)] = f"{name.partition('(')[2]}: {line}"
         except OSError:
             continue  # it ended meanwhile
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from mmembed.types import Media, Span
 
@@ -44,3 +44,14 @@ class Modality(Protocol):
 
     def masked(self, content: Any, spans: Sequence[Span]) -> Any:
         """A normalized piece without some of its parts; empty where nothing is left of a text."""
+
+
+@runtime_checkable
+class Divisible(Protocol):
+    """A modality whose longest media are cut in pieces that are worked on apart."""
+
+    def pieces(self, media: Media) -> int:
+        """How many; 1 for a medium that is not cut. Raises RecordError if it can't be opened."""
+
+    def piece(self, media: Media, number: int, count: int) -> Iterator[tuple[Span, Any]]:
+        """The segments of one of them, lazily, as of `Modality.segment`."""

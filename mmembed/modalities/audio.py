@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar
 
@@ -47,6 +47,13 @@ _UNKNOWN_FRAMES = 1 << 62
 LOUDEST = 1e10
 """Float files may hold integers up to 2^31; what is beyond (or NaN, or infinite) is no sound."""
 
+
+LONG = 1800.0
+"""Seconds from which on a sound is cut in pieces of PIECE seconds that are worked on apart."""
+
+PIECE = 600.0
+
+_WARM_SECONDS = 1.0  # a resampler that begins in mid-sound is as it would be after all before it
 
 STRETCHES = 24
 """Most parts of a sound that explanations tell apart."""
@@ -146,8 +153,9 @@ class Audio:
             DecodeError: as the blocks of `decode`; or it is longer than LONGEST_WHOLE and the window 0.
             FilteredError: nobody speaks in it, where speech is looked for.
         """
-        covered, length = 0, round(self.window * self.rate)
+        length = round(self.window * self.rate)
         if self.speech:
+            covered = 0
             for start, samples in speech.stretches(decoded, speech.GATES[self.speech](), length):
                 yield (start / self.rate, (start + len(samples)) / self.rate), samples
                 covered = start + len(samples)
@@ -155,12 +163,79 @@ class Audio:
                 raise FilteredError("no speech found")
             return
         windows = _windows(decoded, length, self._hop) if length else [_whole(decoded, LONGEST_WHOLE * self.rate)]
-        for start, samples in windows:
+        yield from (segment for _, segment in self._loud(windows))
+
+    def pieces(self, media: Media) -> int:
+        """How many pieces a sound is cut into that are worked on apart; 1 for one that is not.
+
+        Sounds whose header doesn't say how long they are, that are one segment, in which speech is looked for, or that
+        are too long for `max_seconds`, are never cut.
+
+        Raises:
+            ReadError: the file can't be opened.
+            DecodeError: it is no sound that libsndfile reads.
+        """
+        if self.speech or not self.window:
+            return 1
+        with media.open() as binary:
+            file = _open(binary, media.path or "a sound")
+            frames, rate = file.frames, file.samplerate
+        known = RATES[0] <= rate <= RATES[1] and frames < _UNKNOWN_FRAMES
+        seconds = frames / rate if known else 0.0
+        is_long = seconds >= LONG and not (self.max_seconds and seconds > self.max_seconds)
+        return math.ceil(seconds / PIECE) if is_long else 1
+
+    def piece(self, media: Media, number: int, count: int) -> Iterator[tuple[Span, Samples]]:
+        """The segments of one of the pieces of a sound: those of all of them, in order, are those of the whole.
+
+        (But for the last bits of their samples, where the sound is resampled.)
+
+        Raises:
+            RecordError: as of `decode` and `segment`.
+        """
+        length, hop = round(self.window * self.rate), self._hop
+        windows_each = max(1, round(PIECE * self.rate / hop))
+        first = number * windows_each
+        before = min(
+            first, math.ceil(length / hop) - 1
+        )  # windows that reach into this piece, which say what is covered
+        begin, _ = next(self.decode(media))
+        blocks = self._from(media, begin + (first - before) * hop)
+        ahead = next(blocks, None)
+        if ahead is None:  # the header promised more
+            return
+        windows: Iterator[tuple[int, Samples]] = _windows(chain([ahead], blocks), length, hop)
+        if number < count - 1:
+            windows = islice(windows, before + windows_each)
+        yield from (segment for place, segment in self._loud(windows) if place >= before)
+
+    def _loud(self, windows: Iterable[tuple[int, Samples]]) -> Iterator[tuple[int, tuple[Span, Samples]]]:
+        """Windows without the silence at their ends, each with its place among all; but for those with nothing new."""
+        covered = 0
+        for place, (start, samples) in enumerate(windows):
             loud = np.flatnonzero(np.abs(samples) >= SILENCE)
             if loud.size and start + loud[-1] >= covered:
                 first, end = int(loud[0]), int(loud[-1]) + 1
                 covered = start + end
-                yield ((start + first) / self.rate, covered / self.rate), samples[first:end].copy()
+                yield place, (((start + first) / self.rate, covered / self.rate), samples[first:end].copy())
+
+    def _from(self, media: Media, start: int) -> Iterator[tuple[int, Samples]]:
+        """Blocks from a sample on, with their positions; none where the sound ends before."""
+        label, binary = media.path or "a sound", media.open()
+        try:
+            file = _open(binary, label)
+            common = math.gcd(file.samplerate, self.rate)
+            steps = max(0, start - round(_WARM_SECONDS * self.rate)) * common // self.rate  # that both rates share
+            _skip(file, steps * file.samplerate // common, label)
+        except RecordError:
+            binary.close()
+            raise
+        position = steps * self.rate // common
+        for block in _blocks(file, binary, self.rate, label):
+            skip = max(0, start - position)
+            if len(block) > skip:
+                yield position + skip, block[skip:]
+            position += len(block)
 
     def normalize(self, piece: Samples) -> Samples:
         """The piece at -20 dBFS RMS, or as near as its peaks allow within full scale; zeros pad it to a whole window.
@@ -256,6 +331,23 @@ def _blocks(file: soundfile.SoundFile, binary: BinaryIO, rate: int, label: str) 
                 raise DecodeError(f"{label}: a sample is {block[~usable][0]:g}, which is no sound")
             last, mono = len(block) < frames, block.mean(axis=1)
             yield resampler.resample_chunk(mono, last=last) if resampler else mono
+
+
+def _skip(file: soundfile.SoundFile, frames: int, label: str) -> None:
+    """Go to a frame. In an MP3, whose frames lean on those before, by decoding what lies before.
+
+    Raises:
+        DecodeError: the data are damaged, or end before.
+    """
+    import soundfile
+
+    try:
+        if file.format != "MP3":
+            file.seek(frames)
+        while frames and file.format == "MP3":
+            frames -= len(file.read(min(frames, BLOCK), dtype="float32", always_2d=True)) or frames
+    except soundfile.LibsndfileError as error:
+        raise DecodeError(f"can't decode {label}: {error.error_string}") from error
 
 
 def _without_leading_silence(blocks: Iterator[Samples], label: str) -> Iterator[tuple[int, Samples]]:

@@ -1,13 +1,15 @@
 """Raw records to features: read, segment, normalize, encode, write.
 
-What flows is `(unit, batch)`, see `mmembed.types.Batch`. Nothing here crosses a shuffle: the steps of a unit are
-fused and run in one process, so neither media nor vectors are ever held by the runner.
+What flows is `(unit, batch)`, see `mmembed.types.Batch`. Of it nothing crosses a shuffle: the steps of a unit are fused
+and run in one process, so neither media nor vectors are ever held by the runner. (References to pieces of long media
+do, see `mmembed.pieces`.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import apache_beam as beam
 
@@ -16,10 +18,19 @@ from mmembed.engine import use_one_thread
 from mmembed.features import Contents, Marks, write_unit
 from mmembed.fetch import Fetcher
 from mmembed.inputs import Source
-from mmembed.modalities import Modality
+from mmembed.modalities import Divisible, Modality
+from mmembed.pieces import Piece, Pieces
 from mmembed.scratch import Scratch
-from mmembed.steps import Known, encode_segments, normalize_segments, segment_records
+from mmembed.steps import (
+    BATCH_SEGMENTS,
+    Known,
+    encode_piece,
+    encode_segments,
+    normalize_segments,
+    segment_records,
+)
 from mmembed.transforms.monitoring import count, observe, timed, timed_each
+from mmembed.transforms.threads import OneThread
 from mmembed.types import Batch, Unit
 
 Element = tuple[Unit, Batch]
@@ -64,6 +75,7 @@ class SegmentRecords(beam.PTransform):
     scratch: Scratch | None = None
     sign: bool = False
     sizes: Mapping[str, int] = field(default_factory=dict)
+    pieces: Pieces | None = None
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[Element]:
         return batches | "Segment" >> beam.FlatMap(self._segment)
@@ -71,7 +83,7 @@ class SegmentRecords(beam.PTransform):
     def _segment(self, element: Element) -> Iterator[Element]:
         unit, records = element
         batches = segment_records(
-            records, self.modalities, self.fetcher, self.scratch, unit.number, self.sign, self.sizes
+            records, self.modalities, self.fetcher, self.scratch, unit.number, self.sign, self.sizes, self.pieces
         )
         return ((unit, batch) for batch in timed_each("segment", batches))
 
@@ -112,14 +124,16 @@ class _Encode(beam.DoFn):
     scratch: Scratch | None
     _unit: int = -1
     _known: Known = field(default_factory=dict)  # of that unit: its batches come one after the other
+    _ready: set[str] = field(default_factory=set)
 
     def setup(self) -> None:
         use_one_thread()
-        for encoder in self.encoders.values():
-            encoder.setup()
 
     def process(self, element: Element) -> Iterator[Element]:
         unit, batch = element
+        if batch.modality and batch.modality not in self._ready:  # an input without texts loads no model of texts
+            self.encoders[batch.modality].setup()
+            self._ready.add(batch.modality)
         if unit.number != self._unit:
             self._unit, self._known = unit.number, {}
         with timed("encode"):
@@ -188,12 +202,69 @@ class _Write(beam.DoFn):
         count("dropped", len(contents.dropped))
 
 
+@dataclass
+class DivideMedia(beam.PTransform):
+    """Batches of records to two collections: the batches whose units can be done, and the pieces of the longest media
+    of the others, which are to be done first (`mmembed.pieces`).
+
+    Gives a tuple (batches, pieces).
+    """
+
+    pieces: Pieces
+    modalities: Mapping[str, Modality]
+
+    def expand(self, batches: beam.PCollection[Element]) -> tuple[beam.PCollection[Element], beam.PCollection[Piece]]:
+        outputs = batches | "Divide" >> beam.FlatMap(self._divide).with_outputs(_PIECES, main="batches")
+        pieces = outputs[_PIECES] | "Pieces" >> beam.Map(_same).with_output_types(Piece)
+        return outputs.batches | "Batches" >> beam.Map(_same).with_output_types(Element), pieces
+
+    def _divide(self, element: Element) -> Iterator[Any]:
+        unit, batch = element
+        missing = self.pieces.missing(unit, batch.items, self.modalities)
+        count("pieces", len(missing))
+        return (beam.pvalue.TaggedOutput(_PIECES, piece) for piece in missing) if missing else iter([element])
+
+
+@beam.typehints.with_input_types(Piece)
+@beam.typehints.with_output_types(str)
+@dataclass
+class EncodePieces(beam.PTransform):
+    """Pieces of media to files of their features, in OUT/scratch/pieces/; gives the names of the media."""
+
+    pieces: Pieces
+    modalities: Mapping[str, Modality]
+    encoders: Mapping[str, Encoder]
+    sizes: Mapping[str, int]
+
+    def expand(self, pieces: beam.PCollection[Piece]) -> beam.PCollection[str]:
+        return (
+            pieces
+            | "Spread" >> beam.Reshuffle()  # references, so that all workers take some
+            | "EncodePiece" >> beam.ParDo(OneThread("encode_piece", self._encode)).with_output_types(str)
+        )
+
+    def _encode(self, piece: Piece) -> str:
+        modality, encoder = self.modalities[piece.modality], self.encoders[piece.modality]
+        assert isinstance(modality, Divisible)
+        encoder.setup()
+        segments, failure = encode_piece(piece, modality, encoder, self.sizes[piece.modality], self.pieces.scratch)
+        self.pieces.write(piece, segments, encoder.space.dim, failure)
+        return piece.name
+
+
+_PIECES = "pieces"
+
+
+def _same(element: Any) -> Any:
+    return element
+
+
 @beam.typehints.with_input_types(Unit)
 @beam.typehints.with_output_types(int)
 @dataclass
 class ExtractFeatures(beam.PTransform):
     """Units of raw records to the files of features/, records/, errors/ and dropped/; gives the numbers of finished
-    units."""
+    units. A unit with a medium that is cut in pieces (`DivideMedia`) is not among them the first time."""
 
     source: Source
     modalities: Mapping[str, Modality]
@@ -205,10 +276,13 @@ class ExtractFeatures(beam.PTransform):
     sizes: Mapping[str, int] = field(default_factory=dict)
 
     def expand(self, units: beam.PCollection[Unit]) -> beam.PCollection[int]:
+        pieces = Pieces(self.scratch, self.marks.modalities)
+        sizes = {name: self.sizes.get(name, BATCH_SEGMENTS) for name in self.modalities}
+        batches, divided = units | ReadRecords(self.source, self.scratch) | DivideMedia(pieces, self.modalities)
+        _ = divided | EncodePieces(pieces, self.modalities, self.encoders, sizes)
         return (
-            units
-            | ReadRecords(self.source, self.scratch)
-            | SegmentRecords(self.modalities, self.fetcher, self.scratch, self.sign, self.sizes)
+            batches
+            | SegmentRecords(self.modalities, self.fetcher, self.scratch, self.sign, sizes, pieces)
             | NormalizeSegments(self.modalities, self.scratch)
             | EncodeSegments(self.encoders, self.scratch)
             | WriteFeatures(self.scratch, self.marks)

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
+import queue
+import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from functools import cache
 from typing import Any
 
 from apache_beam.portability import python_urns
@@ -20,23 +23,84 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf import json_format, text_format
 from grpc import RpcError
 
+from mmembed import worker
+
 
 def process_environment() -> SubprocessSDKEnvironment:
     """The environment whose workers are processes of `mmembed.worker`."""
     WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(WatchedProcess)
-    return SubprocessSDKEnvironment.from_command_string(f"{shlex.quote(sys.executable)} -m mmembed.worker")
+    return SubprocessSDKEnvironment.from_command_string(worker.NAME)
+
+
+class _Nursery:
+    """The process that starts workers, and those that are alive."""
+
+    def __init__(self) -> None:
+        requests, self._requests = os.pipe()
+        self._answers, answers = os.pipe()
+        # A fork of this process has loaded all already. But one of a process with other threads may hold their locks.
+        if sys.platform == "linux" and threading.active_count() == 1:
+            worker.load()
+            if not os.fork():
+                os.close(self._requests)
+                os.close(self._answers)
+                worker.serve(requests, answers)
+        else:
+            command = [sys.executable, "-m", worker.__name__]
+            subprocess.Popen(command, stdin=requests, stdout=answers)
+        os.close(requests)
+        os.close(answers)
+        self._started: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self._alive: set[int] = set()
+        self._codes: dict[int, queue.SimpleQueue[int]] = {}
+        self._asking = threading.Lock()
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def start(self, environment: dict[str, str]) -> int:
+        """The pid of a new worker."""
+        with self._asking:
+            os.write(self._requests, json.dumps(environment).encode() + b"\n")
+            if pid := self._started.get():
+                return pid
+        raise RuntimeError("the process that starts workers has ended: run the same command again to go on")
+
+    def wait(self, pid: int) -> int:
+        """The exit code of a worker, as of `subprocess`, when it has ended."""
+        return self._codes[pid].get()
+
+    def kill(self) -> None:
+        """Kill all workers."""
+        for pid in list(self._alive):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _listen(self) -> None:
+        with os.fdopen(self._answers, "r") as answers:
+            for line in answers:
+                pid, *code = map(int, line.split())
+                if code:
+                    self._alive.discard(pid)
+                    self._codes[pid].put(code[0])
+                else:
+                    self._codes[pid] = queue.SimpleQueue()
+                    self._alive.add(pid)
+                    self._started.put(pid)
+        nursery.cache_clear()
+        self._started.put(0)
+        for pid in self._alive:
+            self._codes[pid].put(-signal.SIGKILL)
+
+
+@cache
+def nursery() -> _Nursery:
+    """The process that starts workers. Whoever asks for it before it has threads makes it quick to start."""
+    return _Nursery()
 
 
 def kill_processes() -> None:
     """Kill all worker processes: after an interruption, which a second one may have kept from ending them."""
-    for process in list(_running):
-        process.kill()
+    nursery().kill()
 
-
-LAUNCHER = "MMEMBED_LAUNCHER"
-"""The variable that tells a worker process its launcher's number: that may be dead before the worker looks."""
-
-_running: set[subprocess.Popen[bytes]] = set()
 
 deaths: list[tuple[int, int]] = []
 """Processes that died while a run needed them: (pid, exit code as of `subprocess`), first things first."""
@@ -47,31 +111,26 @@ class WatchedProcess(GrpcWorkerHandler):
 
     def __init__(self, command: bytes, state: Any, provision_info: Any, grpc_server: Any) -> None:
         super().__init__(state, provision_info, grpc_server)
-        self._command = shlex.split(command.decode())
-        self._closed = threading.Event()
+        self._closed, self._ended = threading.Event(), threading.Event()
         self._run: list[WatchedProcess] = vars(grpc_server).setdefault("mmembed_processes", [])
         self._run.append(self)
 
     def start_worker(self) -> None:
         options = json_format.MessageToDict(self.provision_info.provision_info.pipeline_options)
-        self._process = subprocess.Popen(
-            self._command,
-            env={
-                **os.environ,
+        self._pid = nursery().start(
+            {
                 "WORKER_ID": self.worker_id,
-                LAUNCHER: str(os.getpid()),
                 "PIPELINE_OPTIONS": json.dumps(options),
                 "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
-            },
+            }
         )
-        _running.add(self._process)
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        code = self._process.wait()
-        _running.discard(self._process)
+        code = nursery().wait(self._pid)
+        self._ended.set()
         if not self._closed.is_set():
-            deaths.append((self._process.pid, code))
+            deaths.append((self._pid, code))
         how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
         while not self._closed.wait(0.2):  # until then the runner may ask more of it
             for process in self._run:
@@ -85,12 +144,13 @@ class WatchedProcess(GrpcWorkerHandler):
     def close(self) -> None:
         self._closed.set()
         if self.control_conn._futures_by_id:  # the run failed: nobody waits for what this one still does
-            self._process.kill()
+            with suppress(ProcessLookupError):
+                os.kill(self._pid, signal.SIGKILL)
             self.fail("WorkerError: the run has ended")
         super().close()
 
     def stop_worker(self) -> None:
-        self._process.wait()
+        self._ended.wait()
 
 
 def hide_lost_connections(arguments: threading.ExceptHookArgs) -> None:

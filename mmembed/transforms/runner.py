@@ -22,15 +22,8 @@ from mmembed import errors
 from mmembed.engine import ONE_THREAD, Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
 from mmembed.files import Place
-from mmembed.transforms.processes import deaths, hide_lost_connections, kill_processes, process_environment
+from mmembed.transforms.processes import deaths, hide_lost_connections, kill_processes, nursery, process_environment
 from mmembed.watch import STUCK
-
-# One process a core, each with one thread: more threads than cores are slower. The malloc settings keep glibc from
-# giving the heap back after each picture.
-WORKER_ENVIRONMENT = ONE_THREAD | {
-    "MALLOC_TRIM_THRESHOLD_": "1000000000",
-    "MALLOC_MMAP_THRESHOLD_": "1000000000",
-}
 
 _GO_ON = ". What was finished is kept: run the same command again to go on"
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", re.MULTILINE)
@@ -49,6 +42,12 @@ def pipeline(engine: Engine, pieces: int) -> beam.Pipeline:
     if workers == 1 and not engine.isolated:
         return beam.Pipeline(FnApiRunner(), PipelineOptions([]))
     return beam.Pipeline(FnApiRunner(process_environment()), PipelineOptions([f"--direct_num_workers={workers}"]))
+
+
+def prepare(engine: Engine) -> None:
+    """Before there are other threads: what makes the worker processes of this machine quick to start."""
+    if engine.is_here:
+        nursery()
 
 
 def check_beam_flags(flags: tuple[str, ...], places: Sequence[Place] = ()) -> None:
@@ -91,7 +90,7 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
         CrashError: a worker process of this machine died.
         MmembedError: the pipeline failed otherwise; the message is the last line of the worker's own.
     """
-    os.environ.update(WORKER_ENVIRONMENT)  # worker processes inherit it
+    os.environ.update(ONE_THREAD)  # a process a core, each with one thread: more threads than cores are slower
     logging.getLogger("apache_beam").setLevel(logging.CRITICAL)
     threading.excepthook = hide_lost_connections
     deaths.clear()

@@ -306,3 +306,50 @@ def test_a_missing_file_and_a_file_without_sound_are_errors_that_name_it(tmp_pat
 def test_a_wrong_option_is_named_with_its_rule(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Audio(**values)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seconds=st.floats(4.0, 9.0),
+    rate=st.sampled_from([8_000, 16_000, 22_050, 44_100]),
+    window=st.floats(0.2, 3.0),
+    overlap=st.floats(0.3, 1.0),
+    quiet=st.lists(st.tuples(st.floats(0, 9), st.floats(0, 2)), max_size=4),
+    extension=st.sampled_from(["wav", "flac", "mp3"]),
+)
+def test_the_pieces_of_a_long_sound_are_the_whole(
+    seconds: float, rate: int, window: float, overlap: float, quiet: list[tuple[float, float]], extension: str
+) -> None:
+    samples = noise(seconds, rate)
+    for start, length in quiet:
+        samples[round(start * rate) : round((start + length) * rate)] = 0
+    audio = Audio(sample_rate=16_000, window=window, hop=max(0.1, round(window * overlap, 2)))
+    sound = media(samples, rate, *FORMATS[extension])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LONG", 3.0)
+        patch.setattr(module, "PIECE", 1.3)
+        patch.setattr(module, "BLOCK", 10_000)
+        count = audio.pieces(sound)
+        try:
+            whole = segments(audio, sound)
+        except DecodeError as error:  # nothing but silence
+            with pytest.raises(DecodeError, match=str(error)):
+                list(audio.piece(sound, 0, count))
+            return
+        parts = [segment for number in range(count) for segment in audio.piece(sound, number, count)]
+    assert count >= 3
+    assert [span for span, _ in parts] == [span for span, _ in whole]
+    for (_, found), (_, expected) in zip(parts, whole, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+def test_what_is_short_or_can_not_be_cut_is_one_piece() -> None:
+    sound = media(noise(5), 16_000)
+    assert Audio().pieces(sound) == 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "LONG", 3.0)
+        assert Audio().pieces(sound) == 1 == Audio(window=0).pieces(sound) == Audio(speech="energy").pieces(sound)
+        patch.setattr(module, "PIECE", 1.0)
+        assert Audio().pieces(sound) == 5
+        assert Audio(window=0).pieces(sound) == 1 == Audio(speech="energy").pieces(sound)
+        assert Audio(max_seconds=4).pieces(sound) == 1

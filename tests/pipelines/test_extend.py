@@ -83,7 +83,7 @@ def kill_at_random(words: tuple[object, ...], rng: random.Random, seconds: float
         if process.poll() is not None:
             assert process.returncode == 0
             return True
-        workers = [pid for pid, line in members(process.pid).items() if "-m mmembed.worker" in line]
+        workers = [pid for pid, line in members(process.pid).items() if "mmembed.worker:" in line]
         victim = rng.choice(["all", "parent", "worker"])
         if victim == "worker" and workers:
             try:
@@ -454,7 +454,7 @@ def test_an_encoder_that_always_crashes_ends_the_run_with_one_line(
 def test_a_worker_that_is_killed_names_what_it_was_doing(input: Input) -> None:
     with started(*input.words, "--workers", 2) as process:
         wait_for(lambda: any(input.out.glob("records/part-*.parquet")), 60, "a first unit")
-        worker = next(pid for pid, line in members(process.pid).items() if "mmembed.worker" in line)
+        worker = next(pid for pid, line in members(process.pid).items() if "mmembed.worker:" in line)
         os.kill(worker, signal.SIGKILL)
         _, errors = process.communicate(timeout=30)
     if process.returncode:  # else it had done its part

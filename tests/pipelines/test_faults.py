@@ -67,12 +67,12 @@ def unfinished(out: Path) -> bool:
 def test_a_killed_worker_process_ends_the_run_with_one_line(manifest: Path, tmp_path: Path, victim: int) -> None:
     with started("extract", manifest, tmp_path, "--unit-records", 4, "--workers", 2) as process:
         wait_for(lambda: unfinished(tmp_path), 60, "a first unit")
-        workers = [pid for pid, words in sorted(members(process.pid).items()) if "-m mmembed.worker" in words]
+        workers = [pid for pid, words in sorted(members(process.pid).items()) if "mmembed.worker:" in words]
         assert len(workers) == 2
         os.kill(workers[victim], signal.SIGKILL)
         _, errors = process.communicate(timeout=20)
         assert process.returncode == 1
-        assert not members(process.pid)
+        wait_for(lambda: not members(process.pid), 5, "the end of the process that starts workers")
     line = complaint(subprocess.CompletedProcess([], 1, "", errors))
     assert "a worker process was killed by signal 9" in line
     assert not (tmp_path / "dataset.json").exists()
@@ -91,7 +91,7 @@ def test_an_interruption_ends_the_run_with_one_line(
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
         _, errors = process.communicate(timeout=20)
         assert process.returncode == 130
-        assert not members(process.pid)
+        wait_for(lambda: not members(process.pid), 5, "the end of the process that starts workers")
     assert "interrupted" in complaint(subprocess.CompletedProcess([], 130, "", errors))
 
 
