@@ -3,7 +3,7 @@ BIN := .venv/bin
 FOLDER ?= demo
 export PYTHONDONTWRITEBYTECODE =  # what a process compiled, the next need not
 
-.PHONY: demo test check install
+.PHONY: demo test check bench install
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py $(FOLDER)
@@ -15,6 +15,10 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Some minutes; `make bench BENCH=--full` takes hours.
+bench: .venv/installed-dev
+	$(BIN)/python benchmarks/all.py $(BENCH)
 
 install: .venv/installed
 
