@@ -372,13 +372,13 @@ def _locked_remotely(lock: RemotePath) -> Iterator[None]:
             f"it was killed, try again in {LOCK_SECONDS} seconds"
         )
     ended = threading.Event()
+    owner = f"{os.getpid()} on {platform.node()}\n".encode()
 
     def hold() -> None:
-        while True:
-            write_bytes(lock, f"{os.getpid()} on {platform.node()}\n".encode())
-            if ended.wait(LOCK_SECONDS / 4):
-                return
+        while not ended.wait(LOCK_SECONDS / 4):
+            write_bytes(lock, owner)
 
+    write_bytes(lock, owner)
     with ThreadPoolExecutor(1) as pool:
         holding = pool.submit(hold)
         try:

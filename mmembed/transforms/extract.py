@@ -7,9 +7,8 @@ do, see `mmembed.pieces`.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import apache_beam as beam
 
@@ -202,27 +201,34 @@ class _Write(beam.DoFn):
         count("dropped", len(contents.dropped))
 
 
+@beam.typehints.with_input_types(Element)
+@beam.typehints.with_output_types(Element | Piece)
 @dataclass
 class DivideMedia(beam.PTransform):
-    """Batches of records to two collections: the batches whose units can be done, and the pieces of the longest media
-    of the others, which are to be done first (`mmembed.pieces`).
+    """Batches of records as they are, but of units that wait for pieces of their longest media: these pieces.
 
-    Gives a tuple (batches, pieces).
+    (Not two outputs: Beam's strictest type checks refuse every transform that has several.)
     """
 
     pieces: Pieces
     modalities: Mapping[str, Modality]
 
-    def expand(self, batches: beam.PCollection[Element]) -> tuple[beam.PCollection[Element], beam.PCollection[Piece]]:
-        outputs = batches | "Divide" >> beam.FlatMap(self._divide).with_outputs(_PIECES, main="batches")
-        pieces = outputs[_PIECES] | "Pieces" >> beam.Map(_same).with_output_types(Piece)
-        return outputs.batches | "Batches" >> beam.Map(_same).with_output_types(Element), pieces
+    def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[Element | Piece]:
+        return batches | "Divide" >> beam.FlatMap(self._divide).with_output_types(Element | Piece)
 
-    def _divide(self, element: Element) -> Iterator[Any]:
+    def _divide(self, element: Element) -> Sequence[Element | Piece]:
         unit, batch = element
         missing = self.pieces.missing(unit, batch.items, self.modalities)
         count("pieces", len(missing))
-        return (beam.pvalue.TaggedOutput(_PIECES, piece) for piece in missing) if missing else iter([element])
+        return missing or [element]
+
+
+def _only_pieces(element: Element | Piece) -> list[Piece]:
+    return [element] if isinstance(element, Piece) else []
+
+
+def _only_batches(element: Element | Piece) -> list[Element]:
+    return [] if isinstance(element, Piece) else [element]
 
 
 @beam.typehints.with_input_types(Piece)
@@ -252,13 +258,6 @@ class EncodePieces(beam.PTransform):
         return piece.name
 
 
-_PIECES = "pieces"
-
-
-def _same(element: Any) -> Any:
-    return element
-
-
 @beam.typehints.with_input_types(Unit)
 @beam.typehints.with_output_types(int)
 @dataclass
@@ -278,10 +277,15 @@ class ExtractFeatures(beam.PTransform):
     def expand(self, units: beam.PCollection[Unit]) -> beam.PCollection[int]:
         pieces = Pieces(self.scratch, self.marks.modalities)
         sizes = {name: self.sizes.get(name, BATCH_SEGMENTS) for name in self.modalities}
-        batches, divided = units | ReadRecords(self.source, self.scratch) | DivideMedia(pieces, self.modalities)
-        _ = divided | EncodePieces(pieces, self.modalities, self.encoders, sizes)
+        divided = units | ReadRecords(self.source, self.scratch) | DivideMedia(pieces, self.modalities)
+        _ = (
+            divided
+            | "Pieces" >> beam.FlatMap(_only_pieces).with_output_types(Piece)
+            | EncodePieces(pieces, self.modalities, self.encoders, sizes)
+        )
         return (
-            batches
+            divided
+            | "Batches" >> beam.FlatMap(_only_batches).with_output_types(Element)
             | SegmentRecords(self.modalities, self.fetcher, self.scratch, self.sign, sizes, pieces)
             | NormalizeSegments(self.modalities, self.scratch)
             | EncodeSegments(self.encoders, self.scratch)

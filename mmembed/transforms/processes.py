@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from contextlib import suppress
 from functools import cache
 from typing import Any
@@ -102,8 +103,18 @@ def kill_processes() -> None:
     nursery().kill()
 
 
+_NEWS_SECONDS = 0.5
+
 deaths: list[tuple[int, int]] = []
 """Processes that died while a run needed them: (pid, exit code as of `subprocess`), first things first."""
+
+
+def first_death() -> tuple[int, int] | None:
+    """The first of `deaths`, None where none comes: that a connection is lost may be known before why it is."""
+    end = time.monotonic() + _NEWS_SECONDS
+    while not deaths and time.monotonic() < end:
+        time.sleep(0.02)
+    return deaths[0] if deaths else None
 
 
 class WatchedProcess(GrpcWorkerHandler):

@@ -22,7 +22,14 @@ from mmembed import errors
 from mmembed.engine import ONE_THREAD, Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
 from mmembed.files import Place
-from mmembed.transforms.processes import deaths, hide_lost_connections, kill_processes, nursery, process_environment
+from mmembed.transforms.processes import (
+    deaths,
+    first_death,
+    hide_lost_connections,
+    kill_processes,
+    nursery,
+    process_environment,
+)
 from mmembed.watch import STUCK
 
 _GO_ON = ". What was finished is kept: run the same command again to go on"
@@ -111,8 +118,8 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
         # An exception of a worker process arrives as the text of its traceback, and an interruption as its name.
         there = isinstance(error, RuntimeError) and _EXCEPTION.search(str(error))
         text = str(error) if there else "".join(traceback.format_exception(error))
-        if deaths:
-            raise _crash(*deaths[0]) from error
+        if engine.is_here and (death := first_death()):
+            raise _crash(*death) from error
         raise _from_traceback(stage, text) from error
     if state != PipelineState.DONE:  # cancelled or drained, which Dataflow's runner takes for an end like any other
         raise MmembedError(f"{stage} stopped: the job is {state}{_GO_ON}")

@@ -12,6 +12,7 @@ import apache_beam as beam
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from apache_beam.metrics import MetricsFilter
 from apache_beam.options.pipeline_options import PipelineOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.testing.util import assert_that, equal_to
@@ -47,6 +48,7 @@ from mmembed.transforms import (
     check_beam_flags,
     run,
 )
+from mmembed.transforms.monitoring import NAMESPACE
 from mmembed.types import Batch, Failure, Record, Segment, Unit
 
 
@@ -162,6 +164,26 @@ def test_beams_type_checks_find_nothing(
     with beam.Pipeline(FnApiRunner(), options) as pipeline:
         _ = pipeline | beam.Create(units).with_output_types(Unit) | extract(source, small_parts, tmp_path)
     assert len(content(tmp_path, ("records",))) == len(units)
+
+
+def test_each_step_is_counted_and_timed(
+    source: Source, units: list[Unit], small_parts: dict[str, tuple[Modality, Encoder]], tmp_path: Path
+) -> None:
+    pipeline = beam.Pipeline(FnApiRunner())
+    _ = pipeline | beam.Create(units) | extract(source, small_parts, tmp_path)
+    result = pipeline.run()
+    found = result.metrics().query(MetricsFilter().with_namespace(NAMESPACE))
+    counters = {metric.key.metric.name: metric.committed for metric in found["counters"]}
+    records, segments, failures, _ = zip(*(by_hand(source, unit, small_parts) for unit in units), strict=True)
+    assert counters["units"] == len(units) and counters["records"] == sum(map(len, records))
+    for name in small_parts:
+        assert counters[f"{name}_segments"] == sum(len(of_unit[name]) for of_unit in segments)
+    errors = {name: value for name, value in counters.items() if name.endswith("_errors")}
+    assert sum(errors.values()) == sum(map(len, failures)) == 3 and set(errors) == {"read_errors", "segment_errors"}
+    distributions = {metric.key.metric.name: metric.committed for metric in found["distributions"]}
+    assert distributions["unit_records"].sum == sum(map(len, records))
+    for step in ("read", "segment", "normalize", "encode", "write"):
+        assert distributions[f"{step}_us"].count >= len(units) and distributions[f"{step}_us"].sum > 0
 
 
 def test_beams_type_checks_refuse_what_a_transform_does_not_take(source: Source) -> None:
