@@ -21,7 +21,7 @@ ROOMS = """
     bench fit project hubness kinds tune index indexing filters search embed reader explain evaluate compare sample
     engine progress transforms card report pages verify stages serve cli
 """.split()  # noqa: SIM905
-NO_ROOMS = {"__init__", "__main__", "worker"}  # the version, and two ways to start the program
+NO_ROOMS = {"__init__", "__main__"}  # the version, and a way to start the program
 UNSAFE = {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
 
 

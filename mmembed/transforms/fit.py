@@ -36,6 +36,8 @@ class AccumulateMoments(beam.PTransform):
         return self.accumulate(*block)
 
 
+@beam.typehints.with_input_types(str)
+@beam.typehints.with_output_types(tuple[list[Moments], list[str]])
 class MergeMoments(beam.CombineFn):
     """Files of moments to the moments of all records, fold by fold, by Chan's update; and the files' names, in order.
 

@@ -24,11 +24,11 @@ from apache_beam.transforms.environments import SubprocessSDKEnvironment
 from google.protobuf import json_format, text_format
 from grpc import RpcError
 
-from mmembed import worker
+from mmembed.transforms import worker
 
 
 def process_environment() -> SubprocessSDKEnvironment:
-    """The environment whose workers are processes of `mmembed.worker`."""
+    """The environment whose workers are processes of `worker`."""
     WorkerHandler.register_environment(python_urns.SUBPROCESS_SDK, bytes)(WatchedProcess)
     return SubprocessSDKEnvironment.from_command_string(worker.NAME)
 

@@ -103,9 +103,11 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     deaths.clear()
     try:
         job = pipeline(engine, len(elements) if pieces is None else pieces)
-    except (ValueError, ImportError) as error:  # an unknown runner, a flag that it lacks, a package that it needs
+        (taken,), _ = transform.get_type_hints().input_types
+        _ = job | "Units" >> beam.Create(elements).with_output_types(taken) | stage >> transform
+    # An unknown runner, a flag that it lacks, a package that it needs, checks that Beam's own transforms don't pass.
+    except (ValueError, ImportError, beam.typehints.TypeCheckError) as error:
         raise UsageError(f"Beam can't run with the flags after `--`: {' '.join(str(error).split())}") from error
-    _ = job | "Units" >> beam.Create(elements) | stage >> transform
     try:
         with threadpool_limits(1):
             state = job.run().wait_until_finish()

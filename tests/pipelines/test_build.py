@@ -160,3 +160,16 @@ def test_maps_for_other_features_are_refused(built: Path, small: Path, tmp_path:
     line = complaint(mmembed(*words, expect=1))
     assert "small-" in line
     assert not (tmp_path / "maps").exists()
+
+
+def test_every_pipeline_passes_beams_own_type_checks(manifest: Path, tmp_path: Path) -> None:
+    checks = ("--", "--runner=FnApiRunner", "--runtime_type_check")
+    strict = (*checks, "--type_check_strictness=ALL_REQUIRED")
+    mmembed("extract", manifest, tmp_path, *FLAGS, *strict)
+    mmembed("fit", tmp_path, *checks)  # strictly, Beam's own CombineGlobally is refused
+    assert "Beam can't run with the flags after `--`" in complaint(
+        mmembed("fit", tmp_path, "--dim=4", *strict, expect=2)
+    )
+    mmembed("fit", tmp_path, *checks)
+    mmembed("project", tmp_path, *strict)
+    assert "rows" in mmembed("index", tmp_path, *strict).stderr

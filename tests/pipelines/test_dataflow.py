@@ -39,10 +39,17 @@ STAGES: dict[str, tuple[tuple[str, ...], list[str]]] = {
         (),
         [
             "ExtractFeatures",
+            "ExtractFeatures/Batches",
+            "ExtractFeatures/DivideMedia",
+            "ExtractFeatures/DivideMedia/Divide",
+            "ExtractFeatures/EncodePieces",
+            "ExtractFeatures/EncodePieces/EncodePiece",
+            "ExtractFeatures/EncodePieces/Spread",
             "ExtractFeatures/EncodeSegments",
             "ExtractFeatures/EncodeSegments/Encode",
             "ExtractFeatures/NormalizeSegments",
             "ExtractFeatures/NormalizeSegments/Normalize",
+            "ExtractFeatures/Pieces",
             "ExtractFeatures/ReadRecords",
             "ExtractFeatures/ReadRecords/Read",
             "ExtractFeatures/SegmentRecords",
@@ -75,7 +82,7 @@ STAGES: dict[str, tuple[tuple[str, ...], list[str]]] = {
         ],
     ),
 }
-_OF_BEAM = re.compile("^[^/]+/(Merge|Spread|Together)/")  # the insides of its own transforms
+_OF_BEAM = re.compile("^.+/(Merge|Spread|Together)/")  # the insides of its own transforms
 
 
 INPUT = f"gs://{BUCKET}/input/manifest.jsonl"

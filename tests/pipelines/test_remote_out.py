@@ -80,8 +80,9 @@ def test_a_bucket_gets_the_bytes_that_a_folder_gets(
 
 
 def test_so_does_one_of_s3(s3_bucket: RemotePath, faulty: Path, local: Path, tmp_path: Path) -> None:
-    mmembed("build", faulty, s3_bucket / "out", *FLAGS, *IN_PROCESS)
-    assert content(copied(s3_bucket / "out", tmp_path / "out")) == content(local)
+    mmembed("extract", faulty, s3_bucket / "out", "--unit-records=20", "--limit=40", *IN_PROCESS)
+    found = content(copied(s3_bucket / "out", tmp_path / "out"))
+    assert len(found) == 2 * 4 + 1 and found.items() <= content(local).items()
 
 
 def test_a_killed_build_in_a_bucket_goes_on(bucket: RemotePath, faulty: Path, local: Path, tmp_path: Path) -> None:
