@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 for a failure, 2 for a wrong call, 3 for too many records with errors, 130
     for an interruption."""
     own, beam_flags = _split(list(sys.argv[1:] if arguments is None else arguments))
-    options = _parser().parse_args(own)
+    options = _parser(own).parse_args(own)
     options.beam_flags = beam_flags
     if beam_flags and "workers" not in options:
         return _fail("this command runs no pipeline: it takes no flags for Beam after `--`", _EXIT_USAGE)
@@ -75,7 +75,8 @@ class _Parser(argparse.ArgumentParser):
         self.exit(_EXIT_USAGE, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
+    """Of all commands; options of the configuration, which load numpy, only for a command that is asked for."""
     parser = _Parser(
         prog="mmembed", description="One embedding space for images, texts and sounds.", allow_abbrev=False
     )
@@ -108,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             help="a manifest (.jsonl, .csv, .tsv, also .gz; .parquet), WebDataset .tar files, a folder of files, a "
             "data set of Hugging Face; a path, a URL of a file system that Beam knows, or a pattern (*, **, {00..99})",
         )
-        _stage_arguments(made, sections)
+        _stage_arguments(made, sections, asked)
         made.add_argument("--retry-errors", action="store_true", help="try again what is in errors/")
         made.add_argument("--overwrite", action="store_true", help="extract again what another configuration made")
         made.add_argument(
@@ -121,11 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     ):
         made = command(name, _later_stage, help)
         made.set_defaults(stage=name)
-        _stage_arguments(made, sections)
+        _stage_arguments(made, sections, asked)
 
     made = command("evaluate", _evaluate, "Retrieval between all modalities, on held-out records.")
     made.add_argument("root", metavar="OUT", type=place)
-    _section_arguments(made, ("evaluate",))
+    _section_arguments(made, ("evaluate",), asked)
 
     made = command("compare", _compare, "Which of two data sets finds more, and whether that is chance.")
     made.add_argument("first", metavar="A", type=place)
@@ -154,7 +155,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "bench":
             made.add_argument("input", nargs="?", default="", metavar="INPUT", help="a data set to take segments from")
             made.add_argument("--json", action="store_true", help="one JSON object a line")
-        _section_arguments(made, ("extract",))
+        _section_arguments(made, ("extract",), asked)
 
     made = command("query", _query, "Nearest neighbours of texts, pictures, sounds, records, or several together.")
     made.add_argument("root", metavar="OUT", type=place)
@@ -219,16 +220,18 @@ def _query_arguments(parser: argparse.ArgumentParser) -> argparse._MutuallyExclu
     return kinds
 
 
-def _stage_arguments(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
+def _stage_arguments(parser: argparse.ArgumentParser, sections: Sequence[str], asked: Sequence[str]) -> None:
     parser.add_argument("root", metavar="OUT", type=place)
     parser.add_argument("--workers", type=int, default=_cores(), help="processes (default: one a core)")
-    _section_arguments(parser, sections)
+    _section_arguments(parser, sections, asked)
     parser.epilog = (
         "Flags for Beam itself follow after `--`, for instance `-- --runner=PortableRunner --job_endpoint=HOST:PORT`."
     )
 
 
-def _section_arguments(parser: argparse.ArgumentParser, sections: Sequence[str]) -> None:
+def _section_arguments(parser: argparse.ArgumentParser, sections: Sequence[str], asked: Sequence[str]) -> None:
+    if parser.prog.rpartition(" ")[2] not in asked:  # to know the options is to load numpy
+        return
     from mmembed.config import Config
 
     parser.set_defaults(sections=sections)

@@ -79,9 +79,11 @@ def write_unit(scratch: Scratch, unit: Unit, contents: Contents, marks: Marks) -
     root, number = scratch.root, unit.number
     usable = _usable(contents)
     footer = {"fingerprint": marks.of(unit), "without": {}}
+    written = {}
     for name in marks.dims:
         table = features_table(contents.segments.get(name, []), marks.dims[name])
-        write_table(root / shard_path(f"features/{name}", number), table, footer | {"modality": marks.modalities[name]})
+        path = shard_path(f"features/{name}", number)
+        written[path] = write_table(root / path, table, footer | {"modality": marks.modalities[name]})
     failures = [
         replace(failure, attempts=1 + scratch.attempts(failure.id or failure.source, failure.modality))
         for failure in contents.failures
@@ -99,6 +101,7 @@ def write_unit(scratch: Scratch, unit: Unit, contents: Contents, marks: Marks) -
         **_counts(contents, usable, marks.dims),
         "errors": len(failures),
         "dropped": len(contents.dropped),
+        "written": written,
         "failed_records": len({failure.source for failure in failures}),
         "kinds": metadata_kinds(record.metadata for record in contents.records),
         "signatures": signatures.VERSION,
@@ -217,13 +220,13 @@ def leave_out(root: Place, unit: Unit, without: Mapping[str, Sequence[str]], mar
     records = read_table((root / shard_path("records", number)).read_bytes())
     sources = dict(zip(records["id"].to_pylist(), records["source"].to_pylist()))
     gone = pa.array(sorted(without), pa.string())
-    segments = {}
+    segments, written = {}, {}
     for name in receipt["segments"]:
-        path = root / shard_path(f"features/{name}", number)
-        table = read_table(path.read_bytes())
+        path = shard_path(f"features/{name}", number)
+        table = read_table((root / path).read_bytes())
         table = table.filter(pc.invert(pc.is_in(table["id"], gone)))
         segments[name] = table.num_rows
-        write_table(path, table, footer | {"modality": marks.modalities[name]})
+        written[path] = write_table(root / path, table, footer | {"modality": marks.modalities[name]})
     before = receipt["without"]
     failures = _rows_but_of(root / shard_path("errors", number), before, sources, "error", RepeatedIdError.__name__)
     failures += [
@@ -260,6 +263,7 @@ def leave_out(root: Place, unit: Unit, without: Mapping[str, Sequence[str]], mar
         "dropped": len(dropped),
         "failed_records": len({row["source"] for row in failures}),
         "segments": segments,
+        "written": written,
         "whole": whole,
     }
     table = records.replace_schema_metadata()

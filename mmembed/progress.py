@@ -55,6 +55,8 @@ class Progress:
 
     def _look(self) -> None:
         for number, counts_of in list(self._waiting.items()):
+            if self._stop.is_set():  # a look at many units of a bucket takes long, and nobody waits for it any more
+                return
             if (counts := counts_of()) is not None:
                 del self._waiting[number]
                 for name, value in counts.items():

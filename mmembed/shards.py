@@ -120,8 +120,9 @@ def write_json(path: Place, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
 
 
-def write_table(path: Place, table: pa.Table, footer: Mapping[str, Any]) -> None:
-    """Write a table as Parquet, atomically; the bytes depend on the table and the footer alone.
+def write_table(path: Place, table: pa.Table, footer: Mapping[str, Any]) -> tuple[int, str]:
+    """Write a table as Parquet, atomically; the bytes depend on the table and the footer alone. Gives how
+    many they are, and their checksum.
 
     Args:
         footer: JSON values kept in the file's own metadata; `read_footer` gives them back.
@@ -143,7 +144,9 @@ def write_table(path: Place, table: pa.Table, footer: Mapping[str, Any]) -> None
         row_group_size=_ROW_GROUP_ROWS,
         write_page_checksum=True,  # what is taken over from an earlier run is in no manifest
     )
-    write_bytes(path, memoryview(buffer.getvalue()))
+    data = memoryview(buffer.getvalue())
+    write_bytes(path, data)
+    return data.nbytes, checksum(data)
 
 
 @cache

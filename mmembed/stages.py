@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmembed.card import dataset_card
 from mmembed.config import Config, FitConfig, from_json, to_json, with_absolute_paths
-from mmembed.dataset import CARD, EVALUATED, EVALUATION, REPORT, Dataset, Stage, describe, is_own, relative
+from mmembed.dataset import CARD, EVALUATED, EVALUATION, REPORT, Dataset, File, Stage, describe, is_own, relative
 from mmembed.engine import Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
 from mmembed.extraction import ENCODERS, Extraction, refuse_other_configuration
@@ -125,7 +125,10 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
     summary["ignored"] = extraction.source.ignored()
     did = extract_line(summary)
     folders = ("features", "records", "errors", "dropped")
-    dataset = _commit(dataset, config, "extract", extraction.mark, files, summary, folders, did, input=location)
+    known = {
+        path: File(*about, files[path]) for receipt in receipts.values() for path, about in receipt["written"].items()
+    }
+    dataset = _commit(dataset, config, "extract", extraction.mark, files, summary, folders, did, known, input=location)
     dataset = dataset.with_later_of(before)
     remove_temporaries(dataset.root / "stamps")
     extraction.scratch.remove()
@@ -431,13 +434,19 @@ def _commit(
     summary: Mapping[str, Any],
     folders: Sequence[str],
     did: str,
+    known: Mapping[str, File] | None = None,
     **changes: Any,
 ) -> Dataset:
-    """Remove what the stage left before and no longer means, then name its files in the manifest."""
+    """Remove what the stage left before and no longer means, then name its files in the manifest.
+
+    Args:
+        known: files as their writers saw them, which need not be read again.
+    """
     for folder in folders:
         _keep(dataset, folder, files)
     remove_temporaries(dataset.root)
-    described = several(lambda path: describe(dataset.root, path, files[path]), files, dataset.root)
+    known = known or {}
+    described = several(lambda path: known.get(path) or describe(dataset.root, path, files[path]), files, dataset.root)
     value = Stage(mark, {"folders": list(folders), **summary})
     if config is not None:
         # A budget that the indexes will be refused must not be that of the next run.

@@ -10,6 +10,7 @@ import pytest
 from dataset_builder import build, random_rows
 
 from mmembed import features, signatures
+from mmembed.dataset import describe
 from mmembed.errors import DatasetError, MmembedError
 from mmembed.features import (
     Contents,
@@ -81,10 +82,19 @@ def test_a_unit_leaves_a_file_a_modality_its_errors_what_was_dropped_and_its_rec
     assert all(read_table((tmp_path / name).read_bytes()).num_rows == rows for name, rows in files.items())
 
 
+def as_it_is(root: Path) -> dict[str, list[Any]]:
+    """The bytes and checksums of files of features."""
+    found = [describe(root, shard_path(f"features/{name}", 3)) for name in ("image", "text")]
+    return {
+        shard_path(f"features/{name}", 3): [file.bytes, file.sha256] for name, file in zip(("image", "text"), found)
+    }
+
+
 def test_a_receipt_counts_what_came_in_and_went_out(tmp_path: Path) -> None:
     write(tmp_path)
     receipt = receipt_of(tmp_path)
     assert receipt.pop("fingerprint") == MARKS.of(UNIT)
+    assert receipt.pop("written") == as_it_is(tmp_path)
     assert receipt == {
         "without": {},
         "records": 3,
@@ -143,7 +153,7 @@ def test_records_that_are_left_out_leave_the_features_and_no_other_record_does(t
     without = {"a": ["duplicate", "the same image", "z"], "c": ["repeated", "its id was used before", "in:0"]}
     leave_out(tmp_path, UNIT, without, MARKS)
     receipt = receipt_of(tmp_path)
-    assert receipt["without"] == without
+    assert receipt["without"] == without and receipt["written"] == as_it_is(tmp_path)
     assert {name: receipt[name] for name in ("media", "used", "filtered", "duplicates", "failed", "segments")} == {
         "media": {"image": 2, "text": 2},
         "used": {"image": 0, "text": 0},
