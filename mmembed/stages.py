@@ -126,7 +126,9 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
     did = extract_line(summary)
     folders = ("features", "records", "errors", "dropped")
     known = {
-        path: File(*about, files[path]) for receipt in receipts.values() for path, about in receipt["written"].items()
+        path: File(about[0], about[1], files[path])
+        for receipt in receipts.values()
+        for path, about in receipt["written"].items()
     }
     dataset = _commit(dataset, config, "extract", extraction.mark, files, summary, folders, did, known, input=location)
     dataset = dataset.with_later_of(before)
