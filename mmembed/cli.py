@@ -32,14 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0, 1 for a failure, 2 for a wrong call, 3 for too many records with errors, 130
     for an interruption."""
     own, beam_flags = _split(list(sys.argv[1:] if arguments is None else arguments))
-    options = _parser(own).parse_args(own)
-    options.beam_flags = beam_flags
-    if beam_flags and "workers" not in options:
-        return _fail("this command runs no pipeline: it takes no flags for Beam after `--`", _EXIT_USAGE)
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal that lacks a character shows another
     logging.basicConfig(level=logging.ERROR, format="mmembed: %(message)s")  # Beam warns of what nobody here uses
     try:
+        options = _parser(own).parse_args(own)
+        options.beam_flags = beam_flags
+        if beam_flags and "workers" not in options:
+            return _fail("this command runs no pipeline: it takes no flags for Beam after `--`", _EXIT_USAGE)
         code = int(options.run(options))
         sys.stdout.flush()
         return code
@@ -354,8 +354,9 @@ def _build(options: argparse.Namespace) -> int:
 
 def _budget(root: Place) -> dict[str, Any]:
     """What was said of the indexes of a data set that is there: it holds until something else is said."""
-    from mmembed.dataset import MANIFEST, Dataset
+    from mmembed.dataset import MANIFEST, Dataset, check_root
 
+    check_root(root)
     if not (root / MANIFEST).exists():
         return {}
     try:

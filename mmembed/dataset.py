@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ import pyarrow as pa
 import mmembed
 from mmembed.errors import DatasetError, UsageError, VersionError
 from mmembed.files import Place, listed, size
-from mmembed.remote import RemotePath
+from mmembed.remote import RemotePath, is_web
 from mmembed.shards import TEMPORARY_SUFFIX, read_checked, read_table, write_bytes, write_json
 from mmembed.types import Space
 
@@ -322,15 +322,29 @@ def make_folder(root: Place) -> None:
     Raises:
         UsageError: it can't be made, or not be written.
     """
+    check_root(root)
+    if isinstance(root, RemotePath):  # which needs no making
+        return
     try:
-        if isinstance(root, RemotePath):  # which needs no making, but must be one that can be asked
-            root.is_dir()
-            return
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"can't build into {root}: {error.strerror}") from error
     if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         raise UsageError(f"can't build into {root}: this user may not read and write in it")
+
+
+def check_root(root: Place) -> None:
+    """Raise UsageError for a place where no data set can lie, or that can't be asked."""
+    if not isinstance(root, RemotePath):
+        return
+    if is_web(root.location):
+        raise UsageError(f"can't build into {root}: give a folder, or a URL of a bucket (gs://, s3://)")
+    if root.location.startswith("hdfs://"):
+        raise UsageError(f"can't build into {root}: of hdfs Beam lists one folder, and not those in it")
+    try:
+        root.is_dir()
+    except OSError as error:
+        raise UsageError(f"can't build into {root}: {error.strerror}") from error
 
 
 @contextmanager
@@ -359,7 +373,10 @@ def locked(root: Place) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} on {platform.node()}\n")
         file.flush()
-        yield
+        try:
+            yield
+        finally:  # workers have the open file too
+            fcntl.flock(file, fcntl.LOCK_UN)
 
 
 @contextmanager
@@ -376,7 +393,8 @@ def _locked_remotely(lock: RemotePath) -> Iterator[None]:
 
     def hold() -> None:
         while not ended.wait(LOCK_SECONDS / 4):
-            write_bytes(lock, owner)
+            with suppress(OSError):  # the next one may get through
+                write_bytes(lock, owner)
 
     write_bytes(lock, owner)
     with ThreadPoolExecutor(1) as pool:
@@ -386,7 +404,8 @@ def _locked_remotely(lock: RemotePath) -> Iterator[None]:
         finally:
             ended.set()
             holding.result()
-            lock.unlink()
+            with suppress(OSError):  # it is forgotten in time
+                lock.unlink()
 
 
 def describe(root: Place, path: str, rows: int | None = None) -> File:

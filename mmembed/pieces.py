@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mmembed import errors, files
-from mmembed.errors import CrashError, RecordError
+from mmembed import files
+from mmembed.errors import RecordError
 from mmembed.files import Place
 from mmembed.modalities import Divisible, Modality
 from mmembed.remote import RemotePath, is_web
@@ -34,12 +34,14 @@ class Piece:
 
     Attributes:
         unit: the number of the unit that waits for it.
+        fingerprint: of that unit.
         source: of the record.
         name: of the medium, among all that were ever cut: another content, another name.
         number: 0 … count - 1.
     """
 
     unit: int
+    fingerprint: str
     id: str
     source: str
     modality: str
@@ -50,10 +52,10 @@ class Piece:
 
 
 class Encoded(NamedTuple):
-    """A medium whose pieces are all done: its segments' spans and features, and why it can't be read to its end."""
+    """A medium whose pieces are all done: its segments' spans and features, and what can't be used of it, and why."""
 
     segments: Iterator[tuple[Span, NDArray[np.float32]]]
-    failure: RecordError | CrashError | None
+    failures: list[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -75,15 +77,23 @@ class Pieces:
             if isinstance(modality, Divisible)
             for record in records
             for media in record.media.get(modality.name, ())
-            if media.content is None and not self.scratch.death(record.source, modality.name, "segment")
+            if media.content is None
+            and not self.scratch.death(record.source, modality.name, "segment")
+            and not self._is_left(media, modality)
         ]
         named = several(lambda job: self._named(job[2], job[1]), jobs, self._place(jobs))
-        return [
-            Piece(unit.number, record.id, record.source, modality.name, media, name, number, count)
+        pieces = [
+            Piece(unit.number, unit.fingerprint, record.id, record.source, modality.name, media, name, number, count)
             for (record, modality, media), (name, count) in zip(jobs, named)
             for number in range(count if count > 1 else 0)
             if read_footer(self._path(name, number)) is None
         ]
+        return list({(piece.name, piece.number): piece for piece in pieces}.values())  # a medium may be named twice
+
+    def _is_left(self, media: Media, modality: Modality) -> bool:
+        """Whether an earlier run left the features of a medium."""
+        known = self.scratch.content_hash(media)
+        return known is not None and self.scratch.features(modality.name, known) is not None
 
     def encoded(self, media: Media, modality: Modality) -> Encoded | None:
         """A medium whose pieces are done; None for one that is not cut, or whose pieces are not all there."""
@@ -91,17 +101,19 @@ class Pieces:
         footers = [read_footer(self._path(name, number)) for number in range(count)] if count > 1 else [None]
         if None in footers:
             return None
-        failed = next((footer["failure"] for footer in footers if footer and footer["failure"]), None)
-        return Encoded(self._segments(name, count), getattr(errors, failed[0])(failed[1]) if failed else None)
+        failures: dict[str, str] = {}  # of each kind the first: a file that breaks off fails in all pieces that follow
+        for kind, message in (failure for footer in footers if footer for failure in footer["failures"]):
+            failures.setdefault(kind, message)
+        return Encoded(self._segments(name, count), list(failures.items()))
 
-    def write(self, piece: Piece, segments: Sequence[Segment], dim: int, failure: Sequence[str] | None) -> None:
+    def write(self, piece: Piece, segments: Sequence[Segment], dim: int, failures: Sequence[tuple[str, str]]) -> None:
         """Write what a piece gave.
 
         Args:
             segments: encoded, with features of so many dimensions.
-            failure: the kind and the message of what can't be read of it.
+            failures: kinds and messages of what can't be used of it.
         """
-        write_table(self._path(piece.name, piece.number), features_table(segments, dim), {"failure": failure})
+        write_table(self._path(piece.name, piece.number), features_table(segments, dim), {"failures": failures})
 
     def _segments(self, name: str, count: int) -> Iterator[tuple[Span, NDArray[np.float32]]]:
         for number in range(count):
@@ -113,12 +125,12 @@ class Pieces:
         location = media.part.location if media.part else media.location
         if not isinstance(modality, Divisible) or media.content is not None or is_web(location):
             return "", 1
-        found = RemotePath(location).found() if files.is_url(location) else files.stamp(location)
-        if not found or (media.part or found).bytes < LEAST_BYTES:
-            return "", 1
         try:
+            found = RemotePath(location).found() if files.is_url(location) else files.stamp(location)
+            if not found or (media.part or found).bytes < LEAST_BYTES:
+                return "", 1
             count = modality.pieces(media)
-        except RecordError:  # told where it is decoded
+        except (RecordError, OSError):  # told where it is decoded
             return "", 1
         where = (self.scratch.name_of(location), found[-2:], media.part and media.part[1:])
         return fingerprint(self.marks[modality.name], where, count), count

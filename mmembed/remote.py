@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
+from types import SimpleNamespace
 from typing import Any, BinaryIO, NamedTuple, TypeVar, cast
 
 from mmembed.errors import ReadError
@@ -189,9 +190,13 @@ class RemotePath:
         """Write the file."""
         with _failing(self.location, "write"):
             file = _file_systems(self.location).create(self.location, compression_type="uncompressed")
-            for chunk in chunks:
-                file.write(chunk)
-            file.close()  # and not where a chunk failed: this is what makes it a file
+            try:
+                for chunk in chunks:
+                    file.write(chunk)
+            except BaseException:
+                _abandon(file)
+                raise
+            file.close()  # this is what makes it a file
 
     def unlink(self, missing_ok: bool = False) -> None:
         """Remove the file; one that is missing is no error, whatever `missing_ok` says."""
@@ -236,6 +241,15 @@ def _failing(location: str, verb: str) -> Iterator[None]:
             raise FileNotFoundError(errno.ENOENT, "there is no such file", location) from error
         why = str(error) if isinstance(error, ReadError) else f"can't {verb} it: {reason(location, error)}"
         raise OSError(errno.EIO, why, location) from error
+
+
+def _abandon(file: Any) -> None:
+    """What was sent so far must not become the file, as it would when Python closes it."""
+    raw = getattr(file, "raw", file)
+    if hasattr(raw, "terminate"):  # of Google's client
+        raw.terminate()
+    elif hasattr(raw, "_uploader"):  # of Beam's own streams: where it closes, this is what finishes the file
+        raw._uploader = SimpleNamespace(put=lambda data: None, finish=lambda: None)
 
 
 def _open(location: str) -> BinaryIO:

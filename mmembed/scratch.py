@@ -36,7 +36,7 @@ from mmembed.shards import (
     write_bytes,
     write_json,
 )
-from mmembed.types import Media, Unit
+from mmembed.types import Media
 from mmembed.watch import watch
 
 FOLDER = "scratch"
@@ -54,7 +54,7 @@ UNIT_STAGES = ("read", "write")
 class _Stuck(threading.local):
     """What workers elsewhere were stuck at, in the unit that this thread works on."""
 
-    unit: Unit | None = None
+    unit: str = ""  # its fingerprint
     crashed: Sequence[tuple[str, ...]] = ()
     alone: bool = False
 
@@ -134,9 +134,9 @@ class Scratch:
         """What `remember_before` kept; empty where there was nothing."""
         return _array(self.folder / "before.npy", dtype)
 
-    def has_pieces(self) -> bool:
-        """Whether media were cut in pieces."""
-        return next(iter((self.folder / "pieces").glob("*.parquet")), None) is not None
+    def pieces(self) -> int:
+        """How many pieces of media are done."""
+        return sum(1 for _ in (self.folder / "pieces").glob("*.parquet"))
 
     def remove(self) -> None:
         """Remove all of it."""
@@ -200,15 +200,20 @@ class Scratch:
 
     # Notes of what workers do.
 
-    def begin(self, unit: Unit) -> None:
-        """A worker begins with a unit: it learns what others were stuck at."""
+    def begin(self, number: int, unit: str, file: str) -> None:
+        """A worker begins with a unit, or a part of it: it learns what others were stuck at.
+
+        Args:
+            unit: its fingerprint.
+            file: that is read.
+        """
         met = []
         if self.notes is None:
-            met = [json.loads(path.read_bytes()) for path in (self.folder / "stuck").glob(f"{unit.fingerprint}-*")]
+            met = [json.loads(path.read_bytes()) for path in (self.folder / "stuck").glob(f"{unit}-*")]
         _stuck.alone = any(stage == "encode" for *_, stage, _ in met)
         _stuck.crashed = [(*what, stage.split()[0], how) for *what, stage, how in met if stage != "encode"]
         _stuck.unit = unit
-        self.note(unit.number, "read", unit.file, "")
+        self.note(number, "read", file, "")
 
     def note(self, unit: int, stage: str, source: str, modality: str) -> None:
         """Leave a note of what this process is working on; it stays when the process dies."""
@@ -222,13 +227,13 @@ class Scratch:
         """The unit is done."""
         watch.rest()
 
-    def _say_stuck(self, unit: Unit | None, stage: str, source: str, modality: str) -> None:
+    def _say_stuck(self, unit: str, stage: str, source: str, modality: str) -> None:
         """Before a worker ends itself: whoever gets its unit next must know. On this machine the note says it."""
-        if unit is None or self.notes is not None or stage in UNIT_STAGES:
+        if not unit or self.notes is not None or stage in UNIT_STAGES:
             return
         how = f"a worker process was stuck for {self.timeout:g} seconds at the stage {stage.split()[0]} of this medium"
-        name = f"{unit.fingerprint}-{fingerprint(stage, source, modality)}.json"
-        write_json(self.folder / "stuck" / name, [unit.fingerprint, source, modality, stage, how])
+        name = f"{unit}-{fingerprint(stage, source, modality)}.json"
+        write_json(self.folder / "stuck" / name, [unit, source, modality, stage, how])
 
     def last_note(self, pid: int) -> tuple[int, str, str, str] | None:
         """The note of a process that died: unit, stage, source of the record and modality."""

@@ -150,10 +150,10 @@ def _extract_units(extraction: Extraction, todo: Sequence[Unit], engine: Engine)
 def _extract_noted(extraction: Extraction, todo: Sequence[Unit], engine: Engine) -> None:
     marks = {extraction.marks.of(unit) for unit in extraction.units}
     extraction, in_a_row = replace(extraction, scratch=extraction.scratch.with_crashes(marks)), 0
-    again = False
     while missing := extraction.missing(todo):
         from mmembed.transforms import ExtractFeatures, prepare
 
+        pieces = extraction.scratch.pieces()
         prepare(engine)
         extraction.scratch.prepare(extraction.modalities)
         transform = ExtractFeatures(
@@ -172,13 +172,16 @@ def _extract_noted(extraction: Extraction, todo: Sequence[Unit], engine: Engine)
                 # All workers, also for one unit: it may hold a medium that is cut in pieces.
                 isolated = replace(engine, isolated=True)
                 _run("ExtractFeatures", missing, transform, isolated, engine.workers, _EXTRACT_RAM)
-            if again or not extraction.scratch.has_pieces():
-                return
-            again = True  # units that waited for the pieces of their longest media
+            if extraction.scratch.pieces() == pieces:  # else some units waited for those that are there now
+                break
         except CrashError as error:
-            in_a_row = in_a_row + 1 if len(extraction.missing(missing)) == len(missing) else 1
+            went_on = len(extraction.missing(missing)) < len(missing) or extraction.scratch.pieces() > pieces
+            in_a_row = 1 if went_on else in_a_row + 1
             extraction = extraction.after_crash(error, in_a_row)
             say(f"extract: {error}; going on without what it was working on")
+    if extraction.scratch.pieces() and (waiting := extraction.missing(missing)):
+        files = ", ".join(sorted({unit.file for unit in waiting})[:3])
+        raise MmembedError(f"{len(waiting)} units of {files} are not done, though their pipeline ended well: run again")
 
 
 def with_maps(config: Config, root: Place) -> Config:

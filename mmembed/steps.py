@@ -258,9 +258,9 @@ def _segments(
                 record.id, number, span, name, content_hash, piece, job.medium, bool(done), signed, record.source
             )
             number += 1
-        if done and done.failure:
-            raise done.failure
-        if number == first:
+        for kind, message in done.failures if done else ():
+            yield Failure(record.id, modality.name, None, "segment", kind, message, record.source, medium=job.medium)
+        if number == first and not (done and done.failures):
             raise FilteredError("nothing of it is left to be encoded")
     except FilteredError as error:
         yield Dropped(record.id, modality.name, "filter", str(error), "", record.source, job.medium)
@@ -272,8 +272,8 @@ def _segments(
 
 def encode_piece(
     piece: Piece, modality: Divisible, encoder: Encoder, size: int, scratch: Scratch
-) -> tuple[list[Segment], Sequence[str] | None]:
-    """The encoded segments of a piece of a medium, and the kind and the message of what can't be read of it.
+) -> tuple[list[Segment], list[tuple[str, str]]]:
+    """The encoded segments of a piece of a medium, and kinds and messages of what can't be used of it.
 
     Args:
         size: the most segments of a batch.
@@ -283,8 +283,9 @@ def encode_piece(
 
     def readable() -> Iterator[tuple[Span, Any]]:
         try:
+            _check_alive(scratch, piece.source, piece.modality, "segment")
             yield from modality.piece(piece.media, piece.number, piece.count)
-        except RecordError as error:
+        except (RecordError, CrashError) as error:
             failures.append(_reason(error))
 
     found = readable()
@@ -299,8 +300,7 @@ def encode_piece(
         encoded += batch.items
         failures += [(failure.error, failure.message) for failure in batch.failures]
         scratch.note(piece.unit, "segment", piece.source, piece.modality)
-    scratch.rest()
-    return encoded, failures[0] if failures else None
+    return encoded, failures
 
 
 def _taken_over(job: _Job, modality: str, number: int, rows: pa.Table, signed: Scratch | None) -> Iterator[Segment]:

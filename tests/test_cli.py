@@ -214,7 +214,9 @@ def test_a_reader_that_has_enough_is_no_error(small: Path) -> None:
         ("--runner=Nope", "after `--`"),
         ("--runner=DaskRunner", "loses data and reports success"),
         ("--runner=apache_beam.runners.dask.dask_runner.DaskRunner", "loses data and reports success"),
-        ("--runner=DataflowRunner", "which Dataflow's workers don't see: name one of gs://"),
+        ("--runner=PortableRunner", "PortableRunner needs the job server's address"),
+        ("--job_endpoint=localhost:1", "nothing answers at --job_endpoint=localhost:1"),
+        ("--runner=DataflowRunner", "which Dataflow's workers don't see: give a URL of gs://"),
     ],
 )
 def test_a_runner_that_can_not_be_had_is_one_line(small: Path, tmp_path: Path, flag: str, reason: str) -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from dataset_builder import build, input_space, random_rows
 
-from mmembed.dataset import MANIFEST, STAGES, Dataset, File, Stage, describe
+from mmembed.dataset import MANIFEST, STAGES, Dataset, File, Stage, describe, locked
 from mmembed.errors import DatasetError, UsageError
 from mmembed.features import read_records
 from mmembed.shards import TEMPORARY_SUFFIX, checksum
@@ -160,3 +162,20 @@ def test_records_come_back_as_the_user_gave_them(dataset: Dataset) -> None:
     ids, records = read_records(dataset, 1)
     assert ids == ["r004", "r005"]
     assert records[0] == {"image": "image/r004", "text": "text/r004"}
+
+
+def test_a_lock_is_over_though_a_child_of_the_process_lives_on(tmp_path: Path) -> None:
+    """Worker processes are forked, and have the open file too."""
+    with locked(tmp_path):
+        child = os.fork()
+        if not child:
+            time.sleep(60)
+            os._exit(0)
+        with pytest.raises(UsageError, match="another mmembed"), locked(tmp_path):
+            pass
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -7,7 +8,7 @@ from contextlib import suppress
 import pytest
 from gcs_server import BUCKET, gcs_server
 
-from mmembed.dataset import REMOTE_LOCK, locked
+from mmembed.dataset import REMOTE_LOCK, locked, make_folder
 from mmembed.errors import UsageError
 from mmembed.files import place
 from mmembed.remote import RemotePath, each
@@ -37,11 +38,13 @@ def test_a_file_is_there_when_all_of_it_has_been_sent(root: RemotePath) -> None:
         yield b"some"
         raise ConnectionError("the line is cut")
 
+    write_bytes(path, b"all of it")
     with pytest.raises(OSError, match="the line is cut") as caught:
         path.write_from(chunks())
     assert caught.value.filename == str(path)
-    assert not path.exists() and list((root / "whole").rglob()) == []
-    write_bytes(path, b"all of it")
+    del caught
+    gc.collect()  # Python closes what nobody has any more
+    assert path.read_bytes() == b"all of it" and (root / "whole").sizes() == {"a.bin": 9}
     with suppress(RuntimeError), replacing(path) as temporary:
         temporary.write_bytes(b"half")
         raise RuntimeError
@@ -107,3 +110,16 @@ def test_each_keeps_the_order_and_raises_what_is_raised() -> None:
     assert list(each(slow, range(20))) == list(range(20))
     with pytest.raises(ValueError, match="30"):
         list(each(slow, range(40)))
+
+
+@pytest.mark.parametrize(
+    "out, reason",
+    [
+        ("http://example.com/out", "give a folder, or a URL of a bucket"),
+        ("hdfs://host/out", "of hdfs Beam lists one folder"),
+        ("nope://bucket/out", "nope:// is no file system"),
+    ],
+)
+def test_where_no_data_set_can_lie_is_a_wrong_call(out: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        make_folder(place(out))

@@ -5,11 +5,15 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 
 import apache_beam as beam
 
+from mmembed.dataset import LOCK_SECONDS
 from mmembed.errors import MmembedError
+
+_LOCKED = "is writing into"  # what `dataset.locked` says
 
 Words = tuple[str, ...]
 
@@ -29,11 +33,21 @@ class RunCommand(beam.PTransform):
 
 
 def run_command(words: Words) -> str:
-    """Run a command to its end.
+    """Run a command to its end; one that meets the lock of a try whose worker was lost waits until it is forgotten.
 
     Raises:
         MmembedError: it failed; the message is the last line of its own.
     """
+    try:
+        return _run(words)
+    except MmembedError as error:
+        if _LOCKED not in str(error):
+            raise
+        time.sleep(LOCK_SECONDS)
+        return _run(words)
+
+
+def _run(words: Words) -> str:
     command = [sys.executable, "-m", "mmembed", *words]
     # Its few lines on standard output fit into the pipe; of those on standard error there may be any number.
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -49,15 +49,25 @@ class ReadRecords(beam.PTransform):
     scratch: Scratch | None = None
 
     def expand(self, units: beam.PCollection[Unit]) -> beam.PCollection[Element]:
-        return units | "Read" >> beam.Map(self._read)
+        return units | "Read" >> beam.ParDo(_Read(self.source, self.scratch))
 
-    def _read(self, unit: Unit) -> Element:
+
+@dataclass
+class _Read(beam.DoFn):
+    source: Source
+    scratch: Scratch | None
+
+    def process(self, unit: Unit) -> Iterator[Element]:
         if self.scratch:
-            self.scratch.begin(unit)
-        with timed("read"):
-            records, failures, stamps = self.source.read_stamped(unit)
-        observe("unit_records", len(records))
-        return unit, Batch(tuple(records), failures=tuple(failures), stamps=stamps)
+            self.scratch.begin(unit.number, unit.fingerprint, unit.file)
+        try:
+            with timed("read"):
+                records, failures, stamps = self.source.read_stamped(unit)
+            observe("unit_records", len(records))
+            yield unit, Batch(tuple(records), failures=tuple(failures), stamps=stamps)
+        finally:  # when the steps that are fused with this one have done the unit, or failed
+            if self.scratch:
+                self.scratch.rest()
 
 
 @beam.typehints.with_input_types(Element)
@@ -181,7 +191,6 @@ class _Write(beam.DoFn):
         with timed("write"):
             write_unit(self.scratch, unit, contents, self.marks)
         self._count(contents)
-        self.scratch.rest()
         yield unit.number
 
     def finish_bundle(self) -> None:
@@ -253,8 +262,13 @@ class EncodePieces(beam.PTransform):
         modality, encoder = self.modalities[piece.modality], self.encoders[piece.modality]
         assert isinstance(modality, Divisible)
         encoder.setup()
-        segments, failure = encode_piece(piece, modality, encoder, self.sizes[piece.modality], self.pieces.scratch)
-        self.pieces.write(piece, segments, encoder.space.dim, failure)
+        scratch = self.pieces.scratch
+        scratch.begin(piece.unit, piece.fingerprint, piece.media.path)
+        try:
+            segments, failures = encode_piece(piece, modality, encoder, self.sizes[piece.modality], scratch)
+        finally:
+            scratch.rest()
+        self.pieces.write(piece, segments, encoder.space.dim, failures)
         return piece.name
 
 

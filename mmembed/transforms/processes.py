@@ -47,7 +47,7 @@ class _Nursery:
                 os.close(self._answers)
                 worker.serve(requests, answers)
         else:
-            command = [sys.executable, "-m", worker.__name__]
+            command = [sys.executable, "-c", f"from {worker.__name__} import main; main()"]
             subprocess.Popen(command, stdin=requests, stdout=answers)
         os.close(requests)
         os.close(answers)
@@ -128,17 +128,20 @@ class WatchedProcess(GrpcWorkerHandler):
 
     def start_worker(self) -> None:
         options = json_format.MessageToDict(self.provision_info.provision_info.pipeline_options)
-        self._pid = nursery().start(
+        self._nursery, self._pid = nursery(), 0
+        self._ended.set()  # until it has begun, for whoever waits for its end
+        self._pid = self._nursery.start(
             {
                 "WORKER_ID": self.worker_id,
                 "PIPELINE_OPTIONS": json.dumps(options),
                 "CONTROL_API_SERVICE_DESCRIPTOR": text_format.MessageToString(self.control_api_service_descriptor()),
             }
         )
+        self._ended.clear()
         threading.Thread(target=self._watch, daemon=True).start()
 
     def _watch(self) -> None:
-        code = nursery().wait(self._pid)
+        code = self._nursery.wait(self._pid)
         self._ended.set()
         if not self._closed.is_set():
             deaths.append((self._pid, code))
@@ -154,7 +157,7 @@ class WatchedProcess(GrpcWorkerHandler):
 
     def close(self) -> None:
         self._closed.set()
-        if self.control_conn._futures_by_id:  # the run failed: nobody waits for what this one still does
+        if self._pid and self.control_conn._futures_by_id:  # the run failed: nobody waits for what this one still does
             with suppress(ProcessLookupError):
                 os.kill(self._pid, signal.SIGKILL)
             self.fail("WorkerError: the run has ended")

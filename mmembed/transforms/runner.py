@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 import re
+import socket
 import threading
 import traceback
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import apache_beam as beam
-from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.options.pipeline_options import PipelineOptions, PortableOptions, StandardOptions
 from apache_beam.runners.portability.fn_api_runner.fn_runner import FnApiRunner
 from apache_beam.runners.runner import PipelineState
 from threadpoolctl import threadpool_limits
@@ -33,6 +34,7 @@ from mmembed.transforms.processes import (
 from mmembed.watch import STUCK
 
 _GO_ON = ". What was finished is kept: run the same command again to go on"
+_CONNECT_SECONDS = 10.0
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(Error|Exception|Interrupt)\b", re.MULTILINE)
 
 
@@ -82,7 +84,18 @@ def check_beam_flags(flags: tuple[str, ...], places: Sequence[Place] = ()) -> No
             "--workers on one machine, or another runner"
         )
     if runner.startswith("dataflow") and (here := [path for path in places if isinstance(path, Path)]):
-        raise UsageError(f"{here[0]} is a place of this machine, which Dataflow's workers don't see: name one of gs://")
+        raise UsageError(
+            f"{here[0]} is a place of this machine, which Dataflow's workers don't see: give a URL of gs://"
+        )
+    endpoint = PipelineOptions(list(flags)).view_as(PortableOptions).job_endpoint
+    if runner.startswith("portable") and not endpoint:
+        raise UsageError("PortableRunner needs the job server's address, --job_endpoint=HOST:PORT")
+    if endpoint and endpoint != "embed":
+        host, _, port = endpoint.rpartition(":")
+        try:
+            socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
+        except (OSError, ValueError) as error:  # Beam would wait for it for five minutes
+            raise UsageError(f"nothing answers at --job_endpoint={endpoint} ({error}): start the job server") from error
 
 
 def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Engine, pieces: int | None = None) -> None:
@@ -108,13 +121,18 @@ def run(stage: str, elements: list[Any], transform: beam.PTransform, engine: Eng
     # An unknown runner, a flag that it lacks, a package that it needs, checks that Beam's own transforms don't pass.
     except (ValueError, ImportError, beam.typehints.TypeCheckError) as error:
         raise UsageError(f"Beam can't run with the flags after `--`: {' '.join(str(error).split())}") from error
+    result = None
     try:
         with threadpool_limits(1):
-            state = job.run().wait_until_finish()
+            result = job.run()
+            state = result.wait_until_finish()
     except MmembedError as error:
         raise type(error)(_without_place(str(error))) from error
     except KeyboardInterrupt:
-        kill_processes()
+        if engine.is_here:
+            kill_processes()
+        elif result:
+            result.cancel()  # what still runs would write where another command may be at work by then
         raise
     except Exception as error:
         # An exception of a worker process arrives as the text of its traceback, and an interruption as its name.

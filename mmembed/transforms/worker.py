@@ -44,6 +44,13 @@ def serve(requests: int, answers: int) -> NoReturn:
         answers: one to write to.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of a terminal: the launcher ends us
+    try:
+        _serve(requests, answers)
+    finally:  # whatever happens: in a fork, what called us must not go on here
+        os._exit(0)
+
+
+def _serve(requests: int, answers: int) -> None:
     gc.freeze()  # what is there now is shared with the workers as long as no collector touches it
     workers: set[int] = set()
     waiting = b""
@@ -60,7 +67,8 @@ def serve(requests: int, answers: int) -> NoReturn:
                     os.close(answers)
                     _work(json.loads(line))
                 workers.add(pid)
-                os.write(answers, f"{pid}\n".encode())
+                with suppress(BrokenPipeError):
+                    os.write(answers, f"{pid}\n".encode())
         while workers:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
@@ -70,7 +78,6 @@ def serve(requests: int, answers: int) -> NoReturn:
                 os.write(answers, f"{pid} {os.waitstatus_to_exitcode(status)}\n".encode())
     for pid in workers:
         os.kill(pid, signal.SIGKILL)
-    os._exit(0)
 
 
 def _work(environment: dict[str, str]) -> NoReturn:
@@ -112,7 +119,8 @@ def _name_and_limit() -> None:
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """In a process of its own, which is asked on standard input."""
     requests, answers = os.dup(0), os.dup(1)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)  # what workers print is no answer

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -50,6 +52,7 @@ from mmembed.transforms import (
 )
 from mmembed.transforms.monitoring import NAMESPACE
 from mmembed.types import Batch, Failure, Record, Segment, Unit
+from mmembed.watch import watch
 
 
 def marks(parts: Mapping[str, tuple[Modality, Encoder]]) -> Marks:
@@ -184,6 +187,26 @@ def test_each_step_is_counted_and_timed(
     assert distributions["unit_records"].sum == sum(map(len, records))
     for step in ("read", "segment", "normalize", "encode", "write"):
         assert distributions[f"{step}_us"].count >= len(units) and distributions[f"{step}_us"].sum > 0
+
+
+def fail(element: Any) -> None:
+    raise RuntimeError("a step that is broken")
+
+
+def test_whether_a_unit_is_done_or_fails_nothing_is_watched_after_it(
+    source: Source, units: list[Unit], small_parts: dict[str, tuple[Modality, Encoder]], tmp_path: Path
+) -> None:
+    whole = extract(source, small_parts, tmp_path)
+    whole.scratch = replace(whole.scratch, timeout=1000.0)
+    with beam.Pipeline(FnApiRunner()) as pipeline:
+        _ = pipeline | beam.Create(units) | whole
+    assert watch._looking is not None and watch._now == {}
+    pipeline = beam.Pipeline(FnApiRunner())
+    _ = pipeline | beam.Create(units) | ReadRecords(source, whole.scratch) | beam.Map(fail)
+    with suppress(RuntimeError):
+        pipeline.run()
+    gc.collect()
+    assert watch._now == {}
 
 
 def test_beams_type_checks_refuse_what_a_transform_does_not_take(source: Source) -> None:
