@@ -53,6 +53,9 @@ LONG = 1800.0
 
 PIECE = 600.0
 
+LONGEST_KNOWN = 360_000.0
+"""Seconds; a header that says more is not believed."""
+
 _WARM_SECONDS = 1.0  # a resampler that begins in mid-sound is as it would be after all before it
 
 STRETCHES = 24
@@ -182,7 +185,7 @@ class Audio:
             frames, rate = file.frames, file.samplerate
         known = RATES[0] <= rate <= RATES[1] and frames < _UNKNOWN_FRAMES
         seconds = frames / rate if known else 0.0
-        is_long = seconds >= LONG and not (self.max_seconds and seconds > self.max_seconds)
+        is_long = LONG <= seconds < LONGEST_KNOWN and not (self.max_seconds and seconds > self.max_seconds)
         return math.ceil(seconds / PIECE) if is_long else 1
 
     def piece(self, media: Media, number: int, count: int) -> Iterator[tuple[Span, Samples]]:
