@@ -229,7 +229,10 @@ class Audio:
             file = _open(binary, label)
             common = math.gcd(file.samplerate, self.rate)
             steps = max(0, start - round(_WARM_SECONDS * self.rate)) * common // self.rate  # that both rates share
-            _skip(file, steps * file.samplerate // common, label)
+            if (frame := steps * file.samplerate // common) >= file.frames:  # windows may reach far
+                binary.close()
+                return
+            _skip(file, frame, label)
         except RecordError:
             binary.close()
             raise

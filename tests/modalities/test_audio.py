@@ -323,7 +323,7 @@ def test_the_pieces_of_a_long_sound_are_the_whole(
     samples = noise(seconds, rate)
     for start, length in quiet:
         samples[round(start * rate) : round((start + length) * rate)] = 0
-    audio = Audio(sample_rate=16_000, window=window, hop=max(0.1, round(window * overlap, 2)))
+    audio = Audio(sample_rate=16_000, window=window, hop=max(0.1, window * overlap))
     sound = media(samples, rate, *FORMATS[extension])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "LONG", 3.0)
