@@ -323,9 +323,10 @@ def _engine(options: argparse.Namespace) -> Any:
 
     if options.beam_flags:
         from mmembed.remote import use_flags
-        from mmembed.transforms import check_beam_flags
+        from mmembed.transforms import check_beam_flags, check_job_server
 
         check_beam_flags(options.beam_flags, [options.root, *([place(options.input)] if "input" in options else [])])
+        check_job_server(options.beam_flags)
         use_flags(options.beam_flags)
     return Engine(options.workers, options.beam_flags)
 

@@ -15,7 +15,7 @@ from mmembed.transforms.extract import (
 from mmembed.transforms.fit import AccumulateMoments, FitMaps, MergeMoments
 from mmembed.transforms.index import BuildIndex
 from mmembed.transforms.project import ProjectFeatures
-from mmembed.transforms.runner import check_beam_flags, prepare, run
+from mmembed.transforms.runner import check_beam_flags, check_job_server, prepare, run
 
 __all__ = [
     "AccumulateMoments",
@@ -30,6 +30,7 @@ __all__ = [
     "SegmentRecords",
     "WriteFeatures",
     "check_beam_flags",
+    "check_job_server",
     "prepare",
     "run",
 ]

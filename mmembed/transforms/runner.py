@@ -87,14 +87,19 @@ def check_beam_flags(flags: tuple[str, ...], places: Sequence[Place] = ()) -> No
         raise UsageError(
             f"{here[0]} is a place of this machine, which Dataflow's workers don't see: give a URL of gs://"
         )
-    endpoint = PipelineOptions(list(flags)).view_as(PortableOptions).job_endpoint
-    if runner.startswith("portable") and not endpoint:
+
+
+def check_job_server(flags: tuple[str, ...]) -> None:
+    """Raise UsageError where a job would be given to a server that isn't there: Beam waits for it for five minutes."""
+    options = PipelineOptions(list(flags))
+    endpoint = options.view_as(PortableOptions).job_endpoint
+    if (options.view_as(StandardOptions).runner or "").endswith("PortableRunner") and not endpoint:
         raise UsageError("PortableRunner needs the job server's address, --job_endpoint=HOST:PORT")
     if endpoint and endpoint != "embed":
         host, _, port = endpoint.rpartition(":")
         try:
             socket.create_connection((host, int(port)), _CONNECT_SECONDS).close()
-        except (OSError, ValueError) as error:  # Beam would wait for it for five minutes
+        except (OSError, ValueError) as error:
             raise UsageError(f"nothing answers at --job_endpoint={endpoint} ({error}): start the job server") from error
 
 

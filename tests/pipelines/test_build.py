@@ -60,7 +60,7 @@ def test_a_killed_build_goes_on_and_gives_the_same_bytes(built: Path, faulty: Pa
     with started(*words) as process:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0
-        assert not members(process.pid)
+        wait_for(lambda: not members(process.pid), 5, "the end of the process that starts workers")
     assert f"{len(finished)} of 13 units are there, going on with the others" in errors
     assert finished.items() <= times(tmp_path, "records").items()
     assert content(tmp_path) == content(built)
