@@ -77,15 +77,14 @@ class Pieces:
             if isinstance(modality, Divisible)
             for record in records
             for media in record.media.get(modality.name, ())
-            if media.content is None
-            and not self.scratch.death(record.source, modality.name, "segment")
-            and not self._is_left(media, modality)
+            if media.content is None and not self.scratch.death(record.source, modality.name, "segment")
         ]
         named = several(lambda job: self._named(job[2], job[1]), jobs, self._place(jobs))
         pieces = [
             Piece(unit.number, unit.fingerprint, record.id, record.source, modality.name, media, name, number, count)
             for (record, modality, media), (name, count) in zip(jobs, named)
-            for number in range(count if count > 1 else 0)
+            if count > 1 and not self._is_left(media, modality)
+            for number in range(count)
             if read_footer(self._path(name, number)) is None
         ]
         return list({(piece.name, piece.number): piece for piece in pieces}.values())  # a medium may be named twice

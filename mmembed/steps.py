@@ -212,6 +212,9 @@ def _cut(
     pieces: Pieces | None,
 ) -> Iterator[Item]:
     """All of one modality: the segments of each record, lazily, and what could not be used."""
+    pieces = (
+        pieces if isinstance(modality, Divisible) else None
+    )  # asked once: for texts it would cost as much as they do
     left = scratch if scratch and modality.by_content and scratch.has_features(modality.name) else None
     jobs = [
         _Job(record, medium, media, _features_of(media, modality.name, left, sign) if left else None)

@@ -199,9 +199,7 @@ class Audio:
         length, hop = round(self.window * self.rate), self._hop
         windows_each = max(1, round(PIECE * self.rate / hop))
         first = number * windows_each
-        before = min(
-            first, math.ceil(length / hop) - 1
-        )  # windows that reach into this piece, which say what is covered
+        before = min(first, math.ceil(length / hop) - 1)  # windows that reach into this one, and say what is covered
         begin, _ = next(self.decode(media))
         blocks = self._from(media, begin + (first - before) * hop)
         ahead = next(blocks, None)

@@ -30,10 +30,8 @@ _MALLOC = {-1: 10**9, -3: 10**9}  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mal
 
 
 def load() -> None:
-    """What every worker needs."""
+    """What every worker needs beside this package."""
     importlib.import_module("apache_beam.runners.worker.sdk_worker_main")
-    importlib.import_module("mmembed.transforms")
-    importlib.import_module("mmembed.transforms.processes")
 
 
 def serve(requests: int, answers: int) -> NoReturn:
