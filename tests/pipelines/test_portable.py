@@ -86,8 +86,9 @@ def environment(clean: Path, log: Path) -> dict[str, str]:
     """Nothing of the checkout, and as many threads as cores where nobody says otherwise: the tests themselves use one,
     see conftest.py."""
     kept = {name: value for name, value in os.environ.items() if name not in (*ONE_THREAD, "PYTHONPATH")}
-    # The pool starts a bare `python`.
-    return kept | {"PATH": os.pathsep.join([str(clean), kept["PATH"]]), "SPY": str(log)}
+    # The pool starts a bare `python`. What Python compiles for itself is renamed too, and is no file of ours.
+    others = {"PYTHONDONTWRITEBYTECODE": "1", "SPY": str(log)}
+    return kept | others | {"PATH": os.pathsep.join([str(clean), kept["PATH"]])}
 
 
 @contextmanager
