@@ -8,7 +8,8 @@ to go from worker to worker.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,7 +23,7 @@ from mmembed.remote import RemotePath, is_web
 from mmembed.scratch import Scratch
 from mmembed.shards import fingerprint, read_footer, read_table, several, write_table
 from mmembed.tables import features_table, vectors_from_arrow
-from mmembed.types import Media, Record, Segment, Span, Unit
+from mmembed.types import Cut, Media, Record, Segment, Span, Unit
 
 LEAST_BYTES = 4 << 20
 """A smaller file is not looked into: half an hour of sound in so few is hardly to be found."""
@@ -36,8 +37,8 @@ class Piece:
         unit: the number of the unit that waits for it.
         fingerprint: of that unit.
         source: of the record.
-        name: of the medium, among all that were ever cut: another content, another name.
-        number: 0 … count - 1.
+        cut: what the medium is cut into.
+        number: 0 … cut.count - 1.
     """
 
     unit: int
@@ -46,9 +47,8 @@ class Piece:
     source: str
     modality: str
     media: Media
-    name: str
+    cut: Cut
     number: int
-    count: int
 
 
 class Encoded(NamedTuple):
@@ -69,41 +69,57 @@ class Pieces:
     scratch: Scratch
     marks: Mapping[str, str]
 
-    def missing(self, unit: Unit, records: Sequence[Record], modalities: Mapping[str, Modality]) -> list[Piece]:
-        """The pieces of a unit's media that are not done."""
+    def divided(self, records: Sequence[Record], modalities: Mapping[str, Modality]) -> tuple[Record, ...]:
+        """Records whose longest media say what they are cut into."""
         jobs = [
-            (record, modality, media)
+            (place, number, modality, media)
             for modality in modalities.values()
             if isinstance(modality, Divisible)
-            for record in records
-            for media in record.media.get(modality.name, ())
+            for place, record in enumerate(records)
+            for number, media in enumerate(record.media.get(modality.name, ()))
             if media.content is None and not self.scratch.death(record.source, modality.name, "segment")
         ]
-        named = several(lambda job: self._named(job[2], job[1]), jobs, self._place(jobs))
-        pieces = [
-            Piece(unit.number, unit.fingerprint, record.id, record.source, modality.name, media, name, number, count)
-            for (record, modality, media), (name, count) in zip(jobs, named)
-            if count > 1 and not self._is_left(media, modality)
-            for number in range(count)
-            if read_footer(self._path(name, number)) is None
-        ]
-        return list({(piece.name, piece.number): piece for piece in pieces}.values())  # a medium may be named twice
+        # Remote files are asked for by several threads.
+        where = files.place(jobs[0][3].location) if jobs else Path()
+        cuts = several(lambda job: self._cut(job[3], job[2]), jobs, where)
+        found = list(records)
+        for (place, number, modality, media), cut in zip(jobs, cuts):
+            if cut:
+                record = found[place]
+                of_modality = list(record.media[modality.name])
+                of_modality[number] = replace(media, cut=cut)
+                found[place] = replace(record, media={**record.media, modality.name: tuple(of_modality)})
+        return tuple(found)
 
-    def _is_left(self, media: Media, modality: Modality) -> bool:
+    def missing(self, unit: Unit, records: Sequence[Record]) -> list[Piece]:
+        """The pieces of a unit's media that are not done; its records are those of `divided`."""
+        pieces = [
+            Piece(unit.number, unit.fingerprint, record.id, record.source, modality, media, media.cut, number)
+            for record in records
+            for modality, of_modality in record.media.items()
+            for media in of_modality
+            if media.cut and not self._is_left(media, modality)
+            for number in range(media.cut.count)
+            if read_footer(self._path(media.cut, number)) is None
+        ]
+        return list({(piece.cut.name, piece.number): piece for piece in pieces}.values())  # a medium may be named twice
+
+    def _is_left(self, media: Media, modality: str) -> bool:
         """Whether an earlier run left the features of a medium."""
         known = self.scratch.content_hash(media)
-        return known is not None and self.scratch.features(modality.name, known) is not None
+        return known is not None and self.scratch.features(modality, known) is not None
 
-    def encoded(self, media: Media, modality: Modality) -> Encoded | None:
+    def encoded(self, media: Media) -> Encoded | None:
         """A medium whose pieces are done; None for one that is not cut, or whose pieces are not all there."""
-        name, count = self._named(media, modality)
-        footers = [read_footer(self._path(name, number)) for number in range(count)] if count > 1 else [None]
+        if media.cut is None:
+            return None
+        footers = [read_footer(self._path(media.cut, number)) for number in range(media.cut.count)]
         if None in footers:
             return None
         failures: dict[str, str] = {}  # of each kind the first: a file that breaks off fails in all pieces that follow
         for kind, message in (failure for footer in footers if footer for failure in footer["failures"]):
             failures.setdefault(kind, message)
-        return Encoded(self._segments(name, count), list(failures.items()))
+        return Encoded(self._segments(media.cut), list(failures.items()))
 
     def write(self, piece: Piece, segments: Sequence[Segment], dim: int, failures: Sequence[tuple[str, str]]) -> None:
         """Write what a piece gave.
@@ -112,32 +128,27 @@ class Pieces:
             segments: encoded, with features of so many dimensions.
             failures: kinds and messages of what can't be used of it.
         """
-        write_table(self._path(piece.name, piece.number), features_table(segments, dim), {"failures": failures})
+        write_table(self._path(piece.cut, piece.number), features_table(segments, dim), {"failures": failures})
 
-    def _segments(self, name: str, count: int) -> Iterator[tuple[Span, NDArray[np.float32]]]:
-        for number in range(count):
-            table = read_table(self._path(name, number).read_bytes(), ["span", "feature"])
+    def _segments(self, cut: Cut) -> Iterator[tuple[Span, NDArray[np.float32]]]:
+        for number in range(cut.count):
+            table = read_table(self._path(cut, number).read_bytes(), ["span", "feature"])
             yield from zip(map(tuple, table["span"].to_pylist()), vectors_from_arrow(table["feature"]), strict=True)
 
-    def _named(self, media: Media, modality: Modality) -> tuple[str, int]:
-        """The name of a medium, and how many pieces it has."""
+    def _cut(self, media: Media, modality: Divisible) -> Cut | None:
+        """What a medium is cut into, None if it is not."""
         location = media.part.location if media.part else media.location
-        if not isinstance(modality, Divisible) or media.content is not None or is_web(location):
-            return "", 1
+        if is_web(location):
+            return None
         try:
             found = RemotePath(location).found() if files.is_url(location) else files.stamp(location)
             if not found or (media.part or found).bytes < LEAST_BYTES:
-                return "", 1
+                return None
             count = modality.pieces(media)
         except (RecordError, OSError):  # told where it is decoded
-            return "", 1
+            return None
         where = (self.scratch.name_of(location), found[-2:], media.part and media.part[1:])
-        return fingerprint(self.marks[modality.name], where, count), count
+        return Cut(fingerprint(self.marks[modality.name], where, count), count) if count > 1 else None
 
-    def _path(self, name: str, number: int) -> Place:
-        return self.scratch.folder / "pieces" / f"{name}-{number:04d}.parquet"
-
-    @staticmethod
-    def _place(jobs: Sequence[tuple[Record, Modality, Media]]) -> Place:
-        """Where the first of some media lies: whether files are best asked for by several threads."""
-        return files.place(jobs[0][2].location) if jobs else files.place("")
+    def _path(self, cut: Cut, number: int) -> Place:
+        return self.scratch.folder / "pieces" / f"{cut.name}-{number:04d}.parquet"

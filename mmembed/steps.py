@@ -212,9 +212,6 @@ def _cut(
     pieces: Pieces | None,
 ) -> Iterator[Item]:
     """All of one modality: the segments of each record, lazily, and what could not be used."""
-    pieces = (
-        pieces if isinstance(modality, Divisible) else None
-    )  # asked once: for texts it would cost as much as they do
     left = scratch if scratch and modality.by_content and scratch.has_features(modality.name) else None
     jobs = [
         _Job(record, medium, media, _features_of(media, modality.name, left, sign) if left else None)
@@ -254,7 +251,7 @@ def _segments(
         if isinstance(media, ReadError):
             raise media
         content_hash, signed = media.content_hash, signature(modality, media) if sign else b""
-        done = pieces.encoded(job.media, modality) if pieces else None
+        done = pieces.encoded(job.media) if pieces else None
         for span, piece in done.segments if done else modality.segment(modality.decode(media), record.metadata):
             name = piece if isinstance(piece, str) else media.path
             yield Segment(
@@ -287,7 +284,7 @@ def encode_piece(
     def readable() -> Iterator[tuple[Span, Any]]:
         try:
             _check_alive(scratch, piece.source, piece.modality, "segment")
-            yield from modality.piece(piece.media, piece.number, piece.count)
+            yield from modality.piece(piece.media, piece.number, piece.cut.count)
         except (RecordError, CrashError) as error:
             failures.append(_reason(error))
 

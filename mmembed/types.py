@@ -56,6 +56,19 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Cut:
+    """What a long medium is cut into.
+
+    Attributes:
+        name: of the medium, among all that were ever cut: another content, another name.
+        count: how many pieces there are.
+    """
+
+    name: str
+    count: int
+
+
+@dataclass(frozen=True)
 class Media:
     """One medium of one record, not decoded yet: a file, a part of one, or content in memory.
 
@@ -65,6 +78,7 @@ class Media:
         folder: what a relative `path` is relative to; never part of an output.
         part: where it is read, if it is a member of an archive.
         column: the key of the record that it stands under.
+        cut: the pieces that it is worked on in (`mmembed.pieces`), if there are several.
     """
 
     path: str = ""
@@ -72,6 +86,7 @@ class Media:
     folder: str = ""
     part: Part | None = None
     column: str = ""
+    cut: Cut | None = None
 
     def __post_init__(self) -> None:
         if not self.path and self.content is None:

@@ -50,6 +50,8 @@ class Modality(Protocol):
 class Divisible(Protocol):
     """A modality whose longest media are cut in pieces that are worked on apart."""
 
+    name: ClassVar[str]
+
     def pieces(self, media: Media) -> int:
         """How many; 1 for a medium that is not cut. Raises RecordError if it can't be opened."""
 

@@ -8,7 +8,7 @@ do, see `mmembed.pieces`.)
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
 
@@ -214,7 +214,8 @@ class _Write(beam.DoFn):
 @beam.typehints.with_output_types(Element | Piece)
 @dataclass
 class DivideMedia(beam.PTransform):
-    """Batches of records as they are, but of units that wait for pieces of their longest media: these pieces.
+    """Batches of records, whose longest media say what they are cut into; of units that wait for pieces of such media
+    these pieces.
 
     (Not two outputs: Beam's strictest type checks refuse every transform that has several.)
     """
@@ -227,9 +228,10 @@ class DivideMedia(beam.PTransform):
 
     def _divide(self, element: Element) -> Sequence[Element | Piece]:
         unit, batch = element
-        missing = self.pieces.missing(unit, batch.items, self.modalities)
+        records = self.pieces.divided(batch.items, self.modalities)
+        missing = self.pieces.missing(unit, records)
         count("pieces", len(missing))
-        return missing or [element]
+        return missing or [(unit, replace(batch, items=records))]
 
 
 def _only_pieces(element: Element | Piece) -> list[Piece]:
@@ -269,7 +271,7 @@ class EncodePieces(beam.PTransform):
         finally:
             scratch.rest()
         self.pieces.write(piece, segments, encoder.space.dim, failures)
-        return piece.name
+        return piece.cut.name
 
 
 @beam.typehints.with_input_types(Unit)
