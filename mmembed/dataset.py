@@ -14,6 +14,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -333,6 +334,7 @@ def make_folder(root: Place) -> None:
         raise UsageError(f"can't build into {root}: this user may not read and write in it")
 
 
+@cache  # each time it would be a request
 def check_root(root: Place) -> None:
     """Raise UsageError for a place where no data set can lie, or that can't be asked."""
     if not isinstance(root, RemotePath):
