@@ -37,14 +37,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmembed.config import ExtractConfig, Parts
+from mmembed.engine import ONE_THREAD
 from mmembed.errors import RecordError
 from mmembed.types import Media
 
 BATCH, UNIT = 64, 256
 SUBREAPER = 36  # of prctl: processes whose parent has ended become ours, and their time counts
-ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
+ENVIRONMENT = ONE_THREAD | {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",  # as mmembed's own workers have them
     "MALLOC_MMAP_THRESHOLD_": "1000000000",
     "HF_HUB_OFFLINE": "1",
