@@ -24,6 +24,13 @@ SERVE = [
     "fastapi-offline>=1.7",  # its wheel carries Swagger UI: /docs loads nothing from elsewhere
 ]
 
+PRIVACY = [
+    "presidio-analyzer>=2.2.366,<3",  # recognizers of what is private; earlier ones lack some of the countries
+    "phonenumbers>=8.13",  # which phone numbers there are
+    "python-stdnum>=2",  # check digits of the countries that presidio lacks
+    "tldextract>=5",  # its package carries the list of public suffixes: what an address may end with
+]
+
 setup(
     name="mmembed",
     version=version[1],
@@ -62,11 +69,14 @@ setup(
             "torch>=2.4",  # what runs them
         ],
         "serve": SERVE,
+        "privacy": PRIVACY,  # --redact; names too where a model of spaCy is installed, such as en_core_web_sm
         "gcp": ["apache-beam[gcp]"],  # gs:// and Dataflow
         "aws": ["apache-beam[aws]"],  # s3://
         "train": TRAIN,  # the programs of examples/ that train
         "dev": [
             *SERVE,
+            *PRIVACY,
+            "cryptography>=42",  # encryption at rest
             *TRAIN,  # the examples are tested
             "httpx2>=2",  # asks the server in tests
             "playwright>=1.50",  # likewise in a browser: Debian's chromium
