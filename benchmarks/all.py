@@ -113,6 +113,13 @@ def benchmarks(autofaiss: str = "", peers: Sequence[str] = ()) -> list[Benchmark
             "duplicates.py",
         ),
         Benchmark(
+            "redaction",
+            "What of private values in texts is found",
+            "redaction.py --texts 2000",
+            "redaction.py",
+            ("presidio_analyzer", "phonenumbers", "stdnum"),
+        ),
+        Benchmark(
             "fit",
             "The fit, beside other methods",
             "fit.py peers --records 5000 --dims 256 128",

@@ -2,8 +2,8 @@
 
 Presidio's recognizers find what has a form or a check digit, python-stdnum checks the numbers of countries that
 presidio lacks, phonenumbers finds phone numbers, and spaCy finds names where one of its English models is installed.
-Nothing is ever downloaded. Presidio's engine is not used: without a language model it sees no words around a number
-(its blank pipeline has no lemmas), and it takes several times as long as asking its recognizers.
+Nothing is ever downloaded. Presidio's recognizers are asked one by one, without its engine, which sees the words around
+a number through the lemmas of a language model, and no number next to an underscore, as file names have it.
 
 What a plain number is only the words around it tell, so most numbers count only near such a word (`context`).
 """
@@ -144,17 +144,19 @@ def find(text: str, prefilter: bool = True) -> list[Found]:
         prefilter: skip at once a text that has nothing which any value has; the result is the same.
     """
     plain = _TAG.sub(lambda tag: _FILLER * len(tag[0]), text)
+    plain = _ESCAPE.sub("||", plain)  # line ends as logs and JSON write them: no part of the word behind them
     if not plain.isascii():
         plain = plain.translate(_ascii())
     if prefilter and not _NEEDED.search(plain) and not _model():
         return []
     # The underscores of file names end a number, but belong to an address or a key.
-    numbers = plain.replace("_", " ")
+    numbers = plain.replace("_", "|")
     found = [one for finder in _finders() for one in finder(plain)]
     found += [one for finder in _number_finders() for one in finder(numbers)]
     return _best(found)
 
 
+_ESCAPE = re.compile(r"\\[nrt]")
 _NEEDED = re.compile(r"[\d@=:]|-----BEGIN")
 
 
@@ -203,13 +205,13 @@ _BEFORE, _AFTER = 50, 25  # characters
 
 def _words(words: Sequence[str]) -> re.Pattern[str]:
     """Any of these words: the short ones as they are, longer ones as the beginning of a word too (Telefonnummer)."""
-    each = (re.escape(word.strip().lower()) + (r"(?!\w)" if len(word) < 5 else "") for word in words)
-    return re.compile(rf"(?<![^\W\d_])(?:{'|'.join(each)})")
+    each = (re.escape(word.lower()) + (r"(?![^\W_])" if len(word) < 5 else "") for word in words)
+    return re.compile(rf"(?<![^\W\d_])(?:{'|'.join(each)})".replace(r"\ ", "[ |-]?"))
 
 
 def _near(words: re.Pattern[str], text: str, start: int, end: int) -> bool:
-    """Whether one of the words stands before a value or shortly after it, on its line."""
-    before = text[max(0, start - _BEFORE) : start].rsplit("\n", 1)[-1]
+    """Whether one of the words stands before a value, or shortly after it on its line."""
+    before = text[max(0, start - _BEFORE) : start]
     after = text[end : end + _AFTER].split("\n", 1)[0]
     return words.search(before.lower()) is not None or words.search(after.lower()) is not None
 
@@ -227,7 +229,7 @@ def _canonical(value: str) -> str:
 
 # Addresses and keys
 
-_LOCAL = re.compile(r"[\w.!#$%&'*+/=?^`{|}~-]+\Z")
+_LOCAL = re.compile(r"[\w.!#$%&'*+/=?^`{}~-]+\Z")
 _DOMAIN = re.compile(r"@([^\W_]+(?:-+[^\W_]+)*(?:\.[^\W_]+(?:-+[^\W_]+)*)+)")
 
 
@@ -396,6 +398,10 @@ _LICENSE = (
     "führerschein", "permis de conduire", "carnet de conducir", "permiso de conducir", "patente di guida", "patente n",
     "rijbewijs", "dvla",
 )  # fmt: skip
+_CARDS = (
+    "credit card", "debit card", "card n", "my card", "this card", "visa", "mastercard", "maestro", "amex",
+    "kreditkarte", "tarjeta", "carte bancaire", "carte de crédit", "carta di credito",
+)  # fmt: skip
 _CARD = (
     (
         r"4\d{3}SD{4}SD{4}SD{4}(?:SD{3})?|5[1-5]DDSD{4}SD{4}SD{4}|2[2-7]DDSD{4}SD{4}SD{4}|6DDDSD{4}SD{4}SD{4}(?:SD{1,3})?"
@@ -411,10 +417,9 @@ _ANY = r".*"
 @cache
 def _number_finders() -> tuple[_Finder, ...]:
     """One for each kind of numbers; imports what they need."""
-    from presidio_analyzer.predefined_recognizers import InPanRecognizer
-
-    # It logs values that it fails to check; a log is no place for them.
+    # Some of presidio's messages hold the value that could not be checked.
     logging.getLogger("presidio-analyzer").propagate = False
+    from presidio_analyzer.predefined_recognizers import InPanRecognizer
 
     def number(type: str, find: Any, context: Sequence[str], alone: str | None = None) -> _Number:
         return _Number(type, find, _words(context), None if alone is None else re.compile(alone, re.DOTALL))
@@ -428,6 +433,7 @@ def _number_finders() -> tuple[_Finder, ...]:
         _phones,
         _ips,
         number("CARD", _form(_CARD, "luhn"), ["card"], _ANY),
+        number("CARD", _form(r"\d(?:[ -]?\d){11,18}", "luhn"), _CARDS),
         number("IBAN", _presidio("IbanRecognizer"), ["iban"], _ANY),
         number("CRYPTO", _presidio("CryptoRecognizer"), ["wallet"], _ANY),
         id(_presidio("UsSsnRecognizer"), ["social security", "ssn"], r"\d{3}-\d{2}-\d{4}"),
@@ -472,9 +478,9 @@ def _number_finders() -> tuple[_Finder, ...]:
         id(_form(r"\d{17}[\dX]", "cn.ric"), ["身份证"], _ANY),
         id(_form(r"[A-Z]{4}\d{6}[A-Z]{6}[A-Z\d]\d", "mx.curp"), ["curp"], _ANY),
         id(_form(r"\d{3} ?\d{3} ?\d{3}", "pt.nif"), ["nif", "contribuinte"]),
-        number("PASSPORT", _form(r"[A-Z0-9]{6,9}", "", 5), _PASSPORT),
+        number("PASSPORT", _form(r"[A-Za-z0-9]{6,9}", "", 5), _PASSPORT),
         number("DRIVER_LICENSE", _presidio("UkDrivingLicenceRecognizer"), _LICENSE, r"[A-Z0-9]*"),
-        number("DRIVER_LICENSE", _form(r"[A-Z0-9](?:-?[A-Z0-9]){5,17}", "", 5), _LICENSE),
+        number("DRIVER_LICENSE", _form(r"[A-Za-z0-9](?:-?[A-Za-z0-9]){5,17}", "", 5), _LICENSE),
     )
 
 
@@ -487,9 +493,9 @@ def _ips(text: str) -> Iterator[Found]:
             value = ipaddress.ip_interface(text[start:end])
         except ValueError:
             continue
-        if value.ip.is_unspecified or not _whole(text, start, end) or text[end : end + 1] == ":":
-            continue
-        if not _VERSIONED.search(text[max(0, start - 12) : start]):
+        goes_on = value.version == 6 and text[end : end + 1] == ":"  # behind one of version 4 stands a port
+        versioned = _VERSIONED.search(text[max(0, start - 12) : start])
+        if not (value.ip.is_unspecified or goes_on or versioned) and _whole(text, start, end):
             yield Found(start, end, "IP", str(value.ip), 0.8)
 
 
@@ -502,41 +508,47 @@ _PHONE = re.compile(r"(?<![^\W_])(?<!\d[.,])(?:\+|\((?=\d))?\d(?:[ ()./-]{0,3}\d
 _DATE = re.compile(r"(?:\d{1,2}([./-])\d{1,2}\1(?:\d{4}|\d\d)|\d{4}([./-])\d{1,2}\2\d{1,2})(?![./-]?\d)")
 _DOTTED = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _NORTH_AMERICAN = re.compile(r"(?:1[ .-])?(?:\(\d{3}\) ?|\d{3}[.-])\d{3}[ .-]\d{4}")
+_LEAST = 9
+"""Digits of a number that no country is known to give out, but that is called a telephone's, or begins with +."""
+_NATIONAL = re.compile(r"(?=\(?0\d)(?=.*?(?:\d[ )/-]|\d\.\d\d\.))")
 _PHONE_WORDS = _words(
-    """phone tel telefon telephone teléfono téléphone telefono telefoon fax call cell mobile mobil móvil mob portable
-    cellulare handy whatsapp sms ruf rufnummer llama appel chiama anruf dial""".split()
+    """phone tel telefon telephone teléfono téléphone telefono telefoon fax cell mobile mobil móvil mob cellulare
+    whatsapp sms rufnummer""".split()  # noqa: SIM905
 )
+_CALLING = _words("call ruf anruf llama appel chiama dial handy portable".split())  # noqa: SIM905
 _REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "NL", "BE", "CH", "AT", "PL", "SE", "AU", "IN", "BR", "MX", "JP")
 """Whose numbers are known without the country's code."""
 
 
 def _phones(text: str) -> Iterator[Found]:
     """Numbers with + (or 00) of any country; others by their form, or near a word such as "tel"."""
-    import phonenumbers
+    from phonenumbers import Leniency, PhoneNumberFormat, PhoneNumberMatcher, format_number
 
     for form in _PHONE.finditer(text):
-        start, value = form.start(), form[0]
+        (start, end), value = form.span(), form[0]
         if _DATE.match(value) or _DOTTED.fullmatch(value):
             continue
-        near = _near(_PHONE_WORDS, text, *form.span())
+        digits = sum(sign.isdigit() for sign in value)
+        named = _near(_PHONE_WORDS, text, start, end)
         regions: Sequence[str | None] = ()
         if value.startswith("+"):
             regions = (None,)
         elif value.startswith("00"):
             regions = ("DE",)  # one of those that dial 00 before a country's code
-        elif near:
+        elif named or _near(_CALLING, text, start, end):
             regions = _REGIONS
         elif _NORTH_AMERICAN.fullmatch(value):
             regions = ("US",)
-        elif re.match(r"\(?0\d", value) and re.search(r"\d[ )/-]|\d\.\d\d\.", value):
+        elif _NATIONAL.match(value) and digits >= _LEAST and text[start - 1 : start] != "-":
             regions = _REGIONS[1:]
-        for region in regions:
-            match = next(iter(phonenumbers.PhoneNumberMatcher(value, region)), None)
-            if match is not None:
-                number = phonenumbers.format_number(match.number, phonenumbers.PhoneNumberFormat.E164)
-                score = 0.83 if near else 0.75 if value.startswith("+") else 0.6
-                yield Found(start + match.start, start + match.end, "PHONE", number, score)
-                break
+        leniency = Leniency.POSSIBLE if value.startswith("+") and digits >= _LEAST else Leniency.VALID
+        matches = (match for region in regions for match in PhoneNumberMatcher(value, region, leniency))
+        if match := next(matches, None):
+            number = format_number(match.number, PhoneNumberFormat.E164)
+            score = 0.83 if named else 0.75 if value.startswith("+") else 0.6
+            yield Found(start + match.start, start + match.end, "PHONE", number, score)
+        elif named and digits >= _LEAST:
+            yield Found(start, end, "PHONE", _canonical(value), 0.55)
 
 
 # Names
