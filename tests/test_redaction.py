@@ -342,7 +342,7 @@ def test_names_are_found_by_a_language_model(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_most_of_what_is_private_is_found_and_little_else() -> None:
-    """On templates that the recognizers were not tuned on; benchmarks/redaction.py measures more."""
+    """On templates that are not those of the tuning; benchmarks/redaction.py says what the figures are worth."""
     found = scores(sentences("held-out", 400, 3), types=TYPES[:-1])
     assert all(score.spans >= 5 for score in found.values())
     assert all(score.recall > 0.9 and score.precision > 0.9 for score in found.values())
