@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import mmembed
+from mmembed import encryption
 from mmembed.errors import MmembedError, UsageError, VersionError
 from mmembed.files import Place, place
 
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.beam_flags = beam_flags
         if beam_flags and "workers" not in options:
             return _fail("this command runs no pipeline: it takes no flags for Beam after `--`", _EXIT_USAGE)
+        if getattr(options, "encryption_key", ""):
+            encryption.use(options.encryption_key)
         code = int(options.run(options))
         sys.stdout.flush()
         return code
@@ -86,6 +89,14 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
     def command(name: str, run: Callable[[argparse.Namespace], int], help: str) -> argparse.ArgumentParser:
         made = commands.add_parser(name, help=help, description=help, allow_abbrev=False)
         made.set_defaults(run=run)
+        if name != "sample":
+            made.add_argument(
+                "--encryption-key",
+                default="",
+                metavar="KEY",
+                help="of an encrypted data set: a file of 64 hex digits, or MODULE:CLASS of a key service (default: "
+                "MMEMBED_ENCRYPTION_KEY of the environment)",
+            )
         return made
 
     made = command("sample", _sample, "Write a sample data set.")

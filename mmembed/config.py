@@ -12,11 +12,15 @@ from typing import Any, TypeVar
 
 from mmembed.encoders import FORMS, Encoder, absolute, resolve
 from mmembed.errors import UsageError
+from mmembed.fetch import Fetcher
 from mmembed.inputs import Choice
 from mmembed.modalities import Modality, option
 from mmembed.modalities.audio import Audio
 from mmembed.modalities.image import Image
 from mmembed.modalities.text import Text
+from mmembed.privacy import Privacy
+from mmembed.redaction import HOW, Redactor
+from mmembed.secret import Secret
 
 T = TypeVar("T")
 
@@ -71,6 +75,16 @@ class ExtractConfig:
     fetch_timeout: float = option(30.0, "seconds for one media URL")
     fetch_megabytes: int = option(100, "the largest body of a media URL")
     timeout: float = option(900.0, "seconds that a medium or a batch of segments may take at a step; 0: any time")
+    secret: str = option("", "a file with the secret of pseudonyms (default: the value of MMEMBED_SECRET)")
+    require: str = option(
+        "", "an SQL condition: records that don't fulfil it are kept out, such as \"licence = 'cc0'\""
+    )
+    pseudonymize_ids: bool = option(False, "HMAC-SHA-256 in the place of ids, with the secret as its key")
+    redact: str = option(
+        "none",
+        "e-mail addresses, phones, cards, keys, … in texts, metadata and names: tags or pseudonyms stand for them",
+    )
+    encrypt: bool = option(False, "encrypt all files, with the key of --encryption-key")
     image: Image = Image()
     text: Text = Text()
     audio: Audio = Audio()
@@ -87,6 +101,7 @@ class ExtractConfig:
         _require(self.unit_records >= 1, "unit_records", self.unit_records, "at least 1")
         _require(self.limit >= 0, "limit", self.limit, "at least 0")
         _require(0 < self.sample <= 1, "sample", self.sample, "above 0, and at most 1")
+        _require(self.redact in HOW, "redact", self.redact, ", ".join(HOW))
         _require(self.dedup in ("exact", "near", "none"), "dedup", self.dedup, "exact, near or none")
         _require(0 <= self.max_error_rate <= 1, "max_error_rate", self.max_error_rate, "0 to 1")
         _require(self.fetch_timeout > 0, "fetch_timeout", self.fetch_timeout, "above 0 seconds")
@@ -102,7 +117,19 @@ class ExtractConfig:
     def choice(self) -> Choice:
         """What of the input is read."""
         media = {"image": self.image_column, "text": self.text_column, "audio": self.audio_column}
-        return Choice(self.id_column, media, self.allow_outside, self.limit, self.sample)
+        return Choice(self.id_column, media, self.allow_outside, self.limit, self.sample, self.privacy)
+
+    @property
+    def fetcher(self) -> Fetcher:
+        """Of media behind web addresses."""
+        return Fetcher(self.fetch_timeout, self.fetch_megabytes, self.allow_private_hosts)
+
+    @property
+    def privacy(self) -> Privacy:
+        """What of records may go out."""
+        secret = Secret(self.secret)
+        redactor = Redactor(self.redact, secret) if self.redact != "none" else None
+        return Privacy(self.require, secret if self.pseudonymize_ids else None, redactor, self.text, self.fetcher)
 
 
 METHODS = ("cca", "pmi", "ridge", "procrustes", "pls", "identity")

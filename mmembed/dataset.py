@@ -267,7 +267,7 @@ class Dataset:
                 for name, file in self.files.items()
             },
         }
-        write_json(self.root / MANIFEST, content)
+        write_json(self.root / MANIFEST, content, plain=True)
 
     def is_done(self, stage: str, fingerprint: str) -> bool:
         """Whether a stage was done with these inputs, and its files are there in their full size."""
@@ -396,9 +396,9 @@ def _locked_remotely(lock: RemotePath) -> Iterator[None]:
     def hold() -> None:
         while not ended.wait(LOCK_SECONDS / 4):
             with suppress(OSError):  # the next one may get through
-                write_bytes(lock, owner)
+                write_bytes(lock, owner, plain=True)
 
-    write_bytes(lock, owner)
+    write_bytes(lock, owner, plain=True)
     with ThreadPoolExecutor(1) as pool:
         holding = pool.submit(hold)
         try:

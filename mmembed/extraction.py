@@ -20,7 +20,6 @@ from mmembed.dataset import FORMAT_VERSION, Dataset
 from mmembed.encoders import Encoder
 from mmembed.errors import CrashError, UsageError
 from mmembed.features import Marks, leave_out, read_receipt, unchanged
-from mmembed.fetch import Fetcher
 from mmembed.files import Place
 from mmembed.inputs import Source, open_source
 from mmembed.modalities import Modality
@@ -28,7 +27,7 @@ from mmembed.scratch import UNIT_STAGES, Scratch
 from mmembed.shards import fingerprint, read_footer, read_table, several, shard_path
 from mmembed.types import Unit
 
-FREE = ("limit", "max_error_rate", "dedup", "fetch_timeout", "fetch_megabytes", "timeout")
+FREE = ("limit", "max_error_rate", "dedup", "fetch_timeout", "fetch_megabytes", "timeout", "secret")
 """Keys of the configuration that change nothing of what was extracted."""
 
 CHEAP = ("sample", "allow_outside", "allow_private_hosts")
@@ -65,8 +64,8 @@ class Extraction:
         units = source.units(config.unit_records)
         if not sum(unit.records for unit in units):
             raise UsageError(f"{input} holds no records")
-        source.check_columns(units[0])
-        return cls(source, units, config, dict(Parts(config)), Scratch(root, source.folder, timeout=config.timeout))
+        source.check(units[0])
+        return cls(source, units, config, dict(Parts(config)), _scratch(root, source, config))
 
     @property
     def root(self) -> Place:
@@ -93,12 +92,6 @@ class Extraction:
         """Whether media are signed, so that near duplicates can be found."""
         return self.config.dedup == "near"
 
-    @property
-    def fetcher(self) -> Fetcher:
-        """Of media behind web addresses."""
-        config = self.config
-        return Fetcher(config.fetch_timeout, config.fetch_megabytes, config.allow_private_hosts)
-
     @cached_property
     def marks(self) -> Marks:
         """What the files of finished units are marked with."""
@@ -114,7 +107,8 @@ class Extraction:
         }
         config = {key: value for key, value in to_json(self.config).items() if key not in FREE + ENCODERS}
         dims = {name: encoder.space.dim for name, encoder in self.encoders.items()}
-        return Marks(fingerprint(config, features, signatures.VERSION if self.sign else ""), features, dims)
+        sign = signatures.VERSION if self.sign else ""
+        return Marks(fingerprint(config, features, sign, self.config.privacy.mark), features, dims)
 
     @property
     def mark(self) -> str:
@@ -139,7 +133,7 @@ class Extraction:
         def is_stale(unit: Unit) -> bool:
             receipt = self.receipt(unit)
             again = receipt is None or (retry_errors and receipt["errors"])
-            return again or not unchanged(self.root, unit, self.scratch)
+            return again or not unchanged(self.root, unit, self.scratch, self.source)
 
         return [unit for unit, stale in zip(self.units, several(is_stale, self.units, self.root)) if stale]
 
@@ -187,7 +181,7 @@ class Extraction:
         if note is None:
             raise CrashError(f"{error}{_GO_ON}")
         unit, stage, source, modality = note
-        doing = f"{stage.split()[0]} of {modality or 'records'}, {source}"
+        doing = f"{stage.split()[0]} of {modality or 'records'}, {self.source.choice.privacy.shown(source)}"
         if error.signal in _KILLED_FROM_OUTSIDE or stage in UNIT_STAGES:
             memory = "; if memory ran out, use fewer --workers" if error.signal else ""
             raise CrashError(f"{error} during {doing}{memory}{_GO_ON}")
@@ -205,6 +199,10 @@ class Extraction:
             scratch = replace(self.scratch, crashed=(*self.scratch.crashed, crash))
         scratch.write_crashes()
         return replace(self, scratch=scratch)
+
+
+def _scratch(root: Place, source: Source, config: ExtractConfig) -> Scratch:
+    return Scratch(root, source.folder, timeout=config.timeout, hides_names=config.privacy.hides_names)
 
 
 _GO_ON = ". What was finished is kept: run the same command again to go on"

@@ -17,7 +17,9 @@ from mmembed import files, signatures
 from mmembed.dataset import Dataset
 from mmembed.errors import MmembedError, RepeatedIdError
 from mmembed.files import Place, Stamp
+from mmembed.inputs import Source
 from mmembed.moments import View
+from mmembed.privacy import KEPT_OUT
 from mmembed.scratch import Scratch
 from mmembed.shards import fingerprint, read_footer, read_table, shard_path, write_table
 from mmembed.splits import number_of
@@ -60,6 +62,7 @@ class Contents:
 
     Attributes:
         stamps: of the files that it was read from and those that its media are in, by location.
+        redacted: how many values of which type were taken out.
     """
 
     records: Sequence[Record] = ()
@@ -67,6 +70,7 @@ class Contents:
     failures: list[Failure] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     stamps: Mapping[str, Stamp] = field(default_factory=dict)
+    redacted: Mapping[str, int] = field(default_factory=dict)
 
 
 def write_unit(scratch: Scratch, unit: Unit, contents: Contents, marks: Marks) -> None:
@@ -92,17 +96,20 @@ def write_unit(scratch: Scratch, unit: Unit, contents: Contents, marks: Marks) -
     _write_if_any(root / shard_path("dropped", number), dropped_table(contents.dropped), footer)
     write_table(root / shard_path("stamps", number), _stamps_table(contents, usable, scratch), footer)
     lost = sum(not failure.modality for failure in failures)
+    kept_out = sum(item.kind == KEPT_OUT for item in contents.dropped)
     receipt = {
         **footer,
         "records": len(contents.records),
         "lost": lost,
-        "skipped": unit.records - len(contents.records) - lost,
+        "kept_out": kept_out,
+        "skipped": unit.records - len(contents.records) - lost - kept_out,
         "segments": {name: len(contents.segments.get(name, [])) for name in marks.dims},
         **_counts(contents, usable, marks.dims),
         "errors": len(failures),
         "dropped": len(contents.dropped),
         "written": written,
         "failed_records": len({failure.source for failure in failures}),
+        "redacted": dict(sorted(contents.redacted.items())),
         "kinds": metadata_kinds(record.metadata for record in contents.records),
         "signatures": signatures.VERSION,
         "columns": sorted({m.column for record in contents.records for items in record.media.values() for m in items}),
@@ -141,7 +148,7 @@ def _usable(contents: Contents) -> dict[Key, dict[str, Any]]:
 def _counts(contents: Contents, usable: Mapping[Key, Any], names: Iterable[str]) -> dict[str, dict[str, int]]:
     """By modality, how many media went in and what became of them: each is in exactly one of the four counts."""
     failed = {(f.id, f.modality, f.medium) for f in contents.failures if f.modality}
-    filtered = {(d.id, d.modality, d.medium) for d in contents.dropped}
+    filtered = {(d.id, d.modality, d.medium) for d in contents.dropped if d.modality}
     given = {
         (record.id, name, medium)
         for record in contents.records
@@ -187,15 +194,17 @@ def read_receipt(root: Place, unit: Unit, marks: Marks) -> dict[str, Any] | None
     return receipt if whole else None
 
 
-def unchanged(root: Place, unit: Unit, scratch: Scratch) -> bool:
+def unchanged(root: Place, unit: Unit, scratch: Scratch, source: Source) -> bool:
     """Whether the files that a unit was read from, and those that its media are in, are as they were."""
     try:
         rows = read_table((root / shard_path("stamps", unit.number)).read_bytes()).to_pylist()
     except (OSError, pa.ArrowException):
         return False
-    return all(
-        files.stamp(files.join(scratch.base, row["name"])) == Stamp(row["bytes"], row["modified"]) for row in rows
-    )
+    if scratch.hides_names:  # which only the input still knows
+        now = {scratch.name_of(location): stamp for location, stamp in source.stamps(unit).items()}
+    else:
+        now = {row["name"]: files.stamp(files.join(scratch.base, row["name"])) for row in rows}
+    return all(now.get(row["name"]) == Stamp(row["bytes"], row["modified"]) for row in rows)
 
 
 def unit_files(number: int, receipt: Mapping[str, Any]) -> dict[str, int]:

@@ -89,6 +89,22 @@ def kept_by(condition: Filter, rows: pa.Table) -> NDArray[np.bool_]:
     return kept
 
 
+def names_of(condition: str) -> list[str]:
+    """The columns that an SQL condition names, each once.
+
+    Raises:
+        UsageError: it is no condition.
+    """
+    import duckdb
+
+    try:
+        with duckdb.connect(":memory:") as connection:
+            nodes = _nodes_of(condition, connection)
+    except (duckdb.Error, ValueError) as error:
+        raise UsageError(f"the filter {condition!r} can't be used: {str(error).strip().splitlines()[0]}") from error
+    return list(dict.fromkeys(node["column_names"][0] for node in nodes if node["class"] == "COLUMN_REF"))
+
+
 def _kind(type: pa.DataType) -> str:
     return "struct" if pa.types.is_struct(type) else str(type)
 

@@ -66,7 +66,7 @@ def forecast(input: str, root: Place, config: Config, workers: int) -> str:
 
 def _extract(extraction: Extraction, records: list[Record]) -> list[Batch]:
     """Batches of encoded segments, and what became of the others."""
-    pieces = segment_records(Batch(tuple(records)), extraction.modalities, extraction.fetcher)
+    pieces = segment_records(Batch(tuple(records)), extraction.modalities, extraction.config.fetcher)
     return [
         encode_segments(normalize_segments(batch, extraction.modalities), extraction.encoders)
         for batch in pieces

@@ -30,7 +30,7 @@ from mmembed.errors import DatasetError, UsageError
 from mmembed.hubness import bank_of, csls_terms
 from mmembed.kinds import Kind, Rows
 from mmembed.linear import Scoring
-from mmembed.shards import fetched, fingerprint
+from mmembed.shards import fetched, fingerprint, is_sealed
 from mmembed.tables import first_of_runs, vectors_from_arrow
 from mmembed.types import Space
 
@@ -313,6 +313,8 @@ def _mapped(dataset: Dataset, path: str) -> mmap.mmap | bytes:
     """A file of the data set, mapped into memory and compared with its checksum."""
     known = dataset.files.get(path)
     try:
+        if is_sealed(dataset.root / path):
+            return dataset.read(path)
         # Of a remote file this is a copy, which has no name any more when it is returned, but all of its content.
         with fetched(dataset.root / path) as local, local.open("rb") as file:
             size = file.seek(0, 2)

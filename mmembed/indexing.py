@@ -36,7 +36,17 @@ from mmembed.index import (
 )
 from mmembed.kinds import BLOCK_ROWS, Kind
 from mmembed.remote import RemotePath
-from mmembed.shards import checksum, fetched, fingerprint, move, replacing, write_bytes, write_json
+from mmembed.shards import (
+    checksum,
+    fetched,
+    fingerprint,
+    is_sealed,
+    move,
+    read_bytes,
+    replacing,
+    write_bytes,
+    write_json,
+)
 from mmembed.splits import HELD_OUT, TRAIN, position
 from mmembed.tables import embeddings_schema, vectors_from_arrow
 from mmembed.tune import Budget, Measured, Probes
@@ -253,7 +263,7 @@ class Indexing:
 
     def entry(self, modality: str) -> dict[str, Any]:
         """What `finish` left."""
-        found: dict[str, Any] = json.loads(self._part(f"{modality}.json").read_text("utf-8"))
+        found: dict[str, Any] = json.loads(bytes(read_bytes(self._part(f"{modality}.json"))))
         return found
 
     def files(self, entry: Mapping[str, Any], modality: str) -> dict[str, int | None]:
@@ -291,7 +301,7 @@ class Indexing:
     def _vectors(self, modality: str) -> Array:
         """All rows, mapped into memory; of remote ones a copy."""
         path = self._part(vectors_path(modality))
-        if isinstance(path, RemotePath):
+        if isinstance(path, RemotePath) or is_sealed(path):
             return _copied(path, fingerprint(self.made[modality]))
         found: Array = np.load(path, mmap_mode="r", allow_pickle=False)
         return found
@@ -299,6 +309,8 @@ class Indexing:
     def _block(self, modality: str, number: int) -> Array:
         """The rows of a block."""
         start = number * self.block_rows
+        if is_sealed(self._part(vectors_path(modality))):
+            return np.array(self._vectors(modality)[start : start + self.block_rows])
         with self._part(vectors_path(modality)).open("rb") as file:
             np.lib.format.read_magic(file)
             (count, width), _, _ = np.lib.format.read_array_header_1_0(file)
@@ -453,14 +465,15 @@ def _together(tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def _codes(path: Place) -> NDArray[np.uint8]:
-    with path.open("rb") as file:
-        found: NDArray[np.uint8] = np.load(file, allow_pickle=False)
+    with fetched(path) as local:
+        found: NDArray[np.uint8] = np.load(local, allow_pickle=False)
     return found
 
 
 @lru_cache(maxsize=1)
-def _copied(path: RemotePath, made: str) -> Array:
-    """The matrix of a remote .npy file, in memory that the system can take back: a file that has no name any more.
+def _copied(path: Place, made: str) -> Array:
+    """The matrix of a remote or encrypted .npy file, in memory: of a remote one, that of a file which has no name any
+    more, and which the system can take back.
 
     Args:
         made: what it was made of, for another one under the same name.

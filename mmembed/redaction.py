@@ -240,8 +240,9 @@ def _emails(text: str) -> Iterator[Found]:
         at = domain.start()
         local = _LOCAL.search(text[max(last, at - 64) : at])
         labels = domain[1].split(".")
-        while len(labels) > 1 and not _is_domain(".".join(labels)):  # a.b@example.com.jpg
-            labels.pop()
+        while len(labels) > 1 and not _is_domain(".".join(labels)):  # a.b@example.com-2.jpg
+            head, hyphen, _ = labels.pop().rpartition("-")
+            labels += [head.rstrip("-")] if hyphen else []
         if local is None or len(labels) < 2:
             continue
         name = local[0].lstrip(".!#$%&'*/=?^`{|}~-")

@@ -176,10 +176,13 @@ def flow(dataset: Dataset) -> str:
 def flow_line(dataset: Dataset) -> str:
     """What became of the records, in a line."""
     extracted = dataset.stage("extract").summary
+    kept_out, redacted = extracted["kept_out"], extracted["redacted"]
     return (
         f"{extracted['rows']:,} records in the input, {extracted['records']:,} read, "
         f"{extracted['duplicate_records']:,} of them duplicates; {extracted['failed_records']:,} with errors "
         f"({extracted['errors']:,} rows in errors/)"
+        + (f"; {kept_out:,} kept out by --require" if kept_out else "")
+        + (f"; redacted: {', '.join(f'{n:,} {type}' for type, n in redacted.items())}" if redacted else "")
     )
 
 

@@ -29,6 +29,7 @@ from mmembed.shards import (
     fetched,
     fingerprint,
     move,
+    read_bytes,
     read_footer,
     read_table,
     remove_folder,
@@ -72,6 +73,7 @@ class Scratch:
             stuck says so here.
         timeout: seconds that may pass between two notes; 0: any.
         base: what the names of stamped files are relative to: the input's folder, which may be moved.
+        hides_names: whether a hash stands for each of them, for they may say who is meant.
         crashed: media that a worker died of, as (mark of the unit, source of the record, modality, stage), and how.
         alone: units in which one segment is encoded at a time, because a worker died while it encoded several.
     """
@@ -80,6 +82,7 @@ class Scratch:
     base: str = ""
     notes: Path | None = None
     timeout: float = 0.0
+    hides_names: bool = False
     crashed: tuple[tuple[str, str, str, str, str], ...] = ()
     alone: frozenset[int] = frozenset()
 
@@ -169,7 +172,8 @@ class Scratch:
 
     def name_of(self, location: str) -> str:
         """A file as stamps name it."""
-        return location.removeprefix(self.base.rstrip("/") + "/")
+        name = location.removeprefix(self.base.rstrip("/") + "/")
+        return f"{_number_of_name(name):016x}" if self.hides_names else name
 
     def content_hash(self, media: Media) -> str | None:
         """The hash of a medium that is a file of its own, where the file's stamp is still what an earlier run saw."""
@@ -209,7 +213,7 @@ class Scratch:
         """
         met = []
         if self.notes is None:
-            met = [json.loads(path.read_bytes()) for path in (self.folder / "stuck").glob(f"{unit}-*")]
+            met = [json.loads(bytes(read_bytes(path))) for path in (self.folder / "stuck").glob(f"{unit}-*")]
         _stuck.alone = any(stage == "encode" for *_, stage, _ in met)
         _stuck.crashed = [(*what, stage.split()[0], how) for *what, stage, how in met if stage != "encode"]
         _stuck.unit = unit
@@ -255,7 +259,7 @@ class Scratch:
             marks: of the units.
         """
         try:
-            found = json.loads((self.folder / "crashes.json").read_text("utf-8"))
+            found = json.loads(bytes(read_bytes(self.folder / "crashes.json")))
         except FileNotFoundError:
             return self
         crashed = tuple(tuple(crash) for crash in found["crashed"] if crash[0] in marks)

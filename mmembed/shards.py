@@ -17,7 +17,8 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mmembed.errors import DatasetError
+from mmembed import encryption
+from mmembed.errors import DatasetError, UsageError
 from mmembed.files import Place
 from mmembed.remote import RemotePath, each
 
@@ -25,6 +26,7 @@ TEMPORARY_SUFFIX = ".mmembed-tmp"
 _FOOTER_KEY, _FOOTER_CHECKSUM_KEY = b"mmembed", b"mmembed_sha256"
 _ROW_GROUP_ROWS = 8192  # 4 MB of 128 float32: large enough to scan fast, small enough to read a few rows
 _SENT_BYTES = 1 << 22
+_HEAD_BYTES = 8  # enough to see whether a file is encrypted
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,7 +43,15 @@ def replacing(path: Place) -> Iterator[Path]:
     half-written. On this machine it lies beside `path`: fsync, rename, fsync of the folder. A remote one is sent.
 
     Two attempts at the same file may race: each has a temporary file of its own, and both carry the same bytes.
+
+    Where files are encrypted, the temporary one lies in memory, and is encrypted from there.
     """
+    if encryption.state().seals:
+        with _in_memory() as temporary:
+            yield temporary
+            data = encryption.seal(temporary.read_bytes())
+        _write(path, data)
+        return
     if isinstance(path, RemotePath):
         with tempfile.TemporaryDirectory(prefix="mmembed-") as beside:
             temporary = Path(beside, path.name)
@@ -69,26 +79,76 @@ def replacing(path: Place) -> Iterator[Path]:
         os.close(folder)
 
 
-def write_bytes(path: Place, data: bytes | memoryview) -> None:
-    """Write a file at once, as `replacing` does."""
+def write_bytes(path: Place, data: bytes | memoryview, *, plain: bool = False) -> None:
+    """Write a file at once, as `replacing` does.
+
+    Args:
+        plain: never encrypted.
+    """
+    _write(path, encryption.seal(data) if encryption.state().seals and not plain else data)
+
+
+def _write(path: Place, data: bytes | memoryview) -> None:
     if isinstance(path, RemotePath):
         path.write_from([data])
         return
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with encryption.sealing(False), replacing(path) as temporary, temporary.open("wb") as file:
         file.write(data)
 
 
 @contextmanager
+def _in_memory() -> Iterator[Path]:
+    """A file that lies on no disk.
+
+    Raises:
+        UsageError: the system has none.
+    """
+    if not hasattr(os, "memfd_create"):
+        raise UsageError("encrypted data sets need files in memory, which Linux has")
+    descriptor = os.memfd_create("mmembed")
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def is_sealed(path: Place) -> bool:
+    """Whether a file is encrypted."""
+    with path.open("rb") as file:
+        return encryption.is_sealed(file.read(_HEAD_BYTES))
+
+
+def read_bytes(path: Place) -> bytes | memoryview:
+    """The bytes of a file of a data set, decrypted if need be.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    return encryption.unsealed(path.read_bytes(), path)
+
+
+@contextmanager
 def fetched(path: Place) -> Iterator[Path]:
-    """A file of this machine with the content of `path`: itself, or a copy as long as it is needed."""
-    if isinstance(path, Path):
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="mmembed-") as beside, path.open("rb") as source:
-        local = Path(beside, path.name)
-        with local.open("wb") as file:
-            shutil.copyfileobj(source, file, _SENT_BYTES)
-        yield local
+    """A file of this machine with the content of `path`: itself, or a copy as long as it is needed; of an encrypted one
+    a decrypted copy in memory."""
+    with path.open("rb") as source:
+        head = source.read(_HEAD_BYTES)
+        if encryption.is_sealed(head):
+            content = encryption.unsealed(head + source.read(), path)
+            with _in_memory() as local:
+                local.write_bytes(content)
+                del content
+                yield local
+            return
+        if isinstance(path, Path):
+            yield path
+            return
+        with tempfile.TemporaryDirectory(prefix="mmembed-") as beside:
+            local = Path(beside, path.name)
+            with local.open("wb") as file:
+                file.write(head)
+                shutil.copyfileobj(source, file, _SENT_BYTES)
+            yield local
 
 
 def move(path: Place, target: Place) -> None:
@@ -115,9 +175,9 @@ def several(function: Callable[[T], R], items: Iterable[T], root: Place) -> Iter
     return each(function, items) if isinstance(root, RemotePath) else map(function, items)
 
 
-def write_json(path: Place, value: Any) -> None:
-    """Write readable JSON with a final newline, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+def write_json(path: Place, value: Any, *, plain: bool = False) -> None:
+    """Write readable JSON with a final newline, atomically; `plain` as of `write_bytes`."""
+    write_bytes(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode(), plain=plain)
 
 
 def write_table(path: Place, table: pa.Table, footer: Mapping[str, Any]) -> tuple[int, str]:
@@ -143,9 +203,10 @@ def write_table(path: Place, table: pa.Table, footer: Mapping[str, Any]) -> tupl
         use_dictionary=plain,
         row_group_size=_ROW_GROUP_ROWS,
         write_page_checksum=True,  # what is taken over from an earlier run is in no manifest
+        encryption_properties=encryption.writer_properties(),
     )
     data = memoryview(buffer.getvalue())
-    write_bytes(path, data)
+    _write(path, data)
     return data.nbytes, checksum(data)
 
 
@@ -166,7 +227,10 @@ def read_table(data: bytes, columns: Sequence[str] | None = None, *, check_pages
     """
     # Not pq.read_table: it starts a thread, which may let go of the bytes last. Where Python is ending by then, the
     # thread can't have the interpreter's lock and takes the process down (apache/arrow#34314).
-    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=check_pages) as file:
+    keys = encryption.reader_properties(data)
+    with pq.ParquetFile(
+        pa.BufferReader(data), page_checksum_verification=check_pages, decryption_properties=keys
+    ) as file:
         return file.read(columns, use_threads=False)
 
 
@@ -174,7 +238,9 @@ def read_footer(path: Place) -> dict[str, Any] | None:
     """What `write_table` put into the footer; None where there is no such file, or a footer not ours."""
     try:
         with path.open("rb") as file:  # a name given to pyarrow may be taken for a URL
-            metadata = pq.read_metadata(file).metadata or {}
+            keys = encryption.reader_properties(file.read(4), path)
+            file.seek(0)
+            metadata = pq.read_metadata(file, decryption_properties=keys).metadata or {}
     except (OSError, pa.ArrowException):
         return None
     footer = metadata.get(_FOOTER_KEY, b"")
@@ -207,7 +273,7 @@ def read_checked(path: Place, sha256: str) -> bytes:
         raise DatasetError(
             f"{path} is not the file that dataset.json names (its checksum differs): delete it and build again"
         )
-    return data
+    return bytes(encryption.unsealed(data, path))
 
 
 def remove_temporaries(folder: Place) -> None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec
 
+from mmembed import encryption
 from mmembed.card import dataset_card
 from mmembed.config import Config, FitConfig, from_json, to_json, with_absolute_paths
 from mmembed.dataset import CARD, EVALUATED, EVALUATION, REPORT, Dataset, File, Stage, describe, is_own, relative
@@ -27,6 +29,8 @@ from mmembed.project import GROUPS
 from mmembed.report import decisions, drift_line, failures, ignored, index_line
 from mmembed.shards import (
     fingerprint,
+    is_sealed,
+    read_bytes,
     remove_folder,
     remove_temporaries,
     several,
@@ -44,6 +48,8 @@ if TYPE_CHECKING:
     from mmembed.indexing import Indexing
     from mmembed.project import ProjectUnit
 
+P = ParamSpec("P")
+
 _MAX_BLOCKS, _BLOCK_UNITS = 8, 32  # of the fit: each block holds its own moments until all are merged
 _UNITS_A_PROCESS = 32  # starting a process costs as much as projecting so many units
 _BASE_RAM = 1 << 30  # of a worker with all that it imports, and some files of a unit
@@ -54,6 +60,18 @@ _INDEX_VALUES_A_PROCESS = 1 << 24  # and as indexing so many float32
 def say(line: str) -> None:
     """One line of what is going on, for a person, on standard error."""
     print(line, file=sys.stderr, flush=True)
+
+
+def _encrypted(stage: Callable[P, Dataset]) -> Callable[P, Dataset]:
+    """A stage that encrypts what it writes, where its configuration says so."""
+
+    @wraps(stage)
+    def run(*arguments: P.args, **named: P.kwargs) -> Dataset:
+        config = next(value for value in (*arguments, *named.values()) if isinstance(value, Config))
+        with encryption.sealing(config.extract.encrypt):
+            return stage(*arguments, **named)
+
+    return run
 
 
 @dataclass(frozen=True)
@@ -82,6 +100,7 @@ def build(input: str, root: Place, config: Config, engine: Engine, request: Requ
     return evaluate(dataset, config)
 
 
+@_encrypted
 def extract(input: str, dataset: Dataset, config: Config, engine: Engine, request: Request = Request()) -> Dataset:
     """Raw records to features/, records/, errors/ and dropped/.
 
@@ -162,7 +181,7 @@ def _extract_noted(extraction: Extraction, todo: Sequence[Unit], engine: Engine)
             extraction.encoders,
             extraction.scratch,
             extraction.marks,
-            extraction.fetcher,
+            extraction.config.fetcher,
             extraction.sign,
             extraction.config.batches,
         )
@@ -180,7 +199,7 @@ def _extract_noted(extraction: Extraction, todo: Sequence[Unit], engine: Engine)
             extraction = extraction.after_crash(error, in_a_row)
             say(f"extract: {error}; going on without what it was working on")
     if extraction.scratch.pieces() and (waiting := extraction.missing(missing)):
-        files = ", ".join(sorted({unit.file for unit in waiting})[:3])
+        files = ", ".join(sorted({extraction.source.choice.privacy.shown(unit.file) for unit in waiting})[:3])
         raise MmembedError(f"{len(waiting)} units of {files} are not done, though their pipeline ended well: run again")
 
 
@@ -208,6 +227,7 @@ def with_maps(config: Config, root: Place) -> Config:
     return replace(config, fit=taken)
 
 
+@_encrypted
 def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     """Features to maps/, or the maps of another data set (`config.fit.maps`).
 
@@ -261,7 +281,7 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     finally:
         remove_folder(dataset.root / MOMENTS)
 
-    report = json.loads((dataset.root / "maps" / "fit.json").read_text("utf-8"))
+    report = json.loads(bytes(read_bytes(dataset.root / "maps" / "fit.json")))
     files = dict.fromkeys([*(f"maps/{name}.safetensors" for name in report["modalities"]), "maps/fit.json", GROUPS])
     summary = {
         "spaces": {name: asdict(spaces[name]) for name in report["modalities"]},
@@ -280,6 +300,7 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     return dataset
 
 
+@_encrypted
 def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     """Features to embeddings/."""
     from mmembed.project import VERSION, ProjectUnit, load_groups, load_maps
@@ -329,6 +350,7 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     return dataset
 
 
+@_encrypted
 def index(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     """Embeddings to index/.
 
@@ -387,6 +409,7 @@ def _build_index(work: Indexing, names: Sequence[str], engine: Engine) -> None:
     _run("BuildIndex", names, BuildIndex(work), engine, pieces, _BASE_RAM + 8 * largest)  # rows, and an index of them
 
 
+@_encrypted
 def evaluate(dataset: Dataset, config: Config) -> Dataset:
     """Embeddings of held-out records to evaluation.json, the dataset card README.md and the page report.html."""
     from mmembed.evaluate import VERSION, check_label_column, format_table
@@ -401,12 +424,16 @@ def evaluate(dataset: Dataset, config: Config) -> Dataset:
     dataset = dataset.begin("evaluate")
     result = measure(dataset, config.evaluate.label_column)
     write_json(dataset.root / EVALUATION, result)
-    write_bytes(dataset.root / CARD, dataset_card(dataset, format_table(result)).encode())
+    write_bytes(dataset.root / CARD, dataset_card(dataset, format_table(result)).encode(), plain=True)
     from mmembed.pages.report_page import report_page
 
-    write_bytes(dataset.root / REPORT, report_page(dataset, result).encode())
+    files = [name for name in EVALUATED if name != REPORT or not config.extract.encrypt]
+    if REPORT in files:
+        write_bytes(dataset.root / REPORT, report_page(dataset, result).encode())
+    else:
+        say(f"evaluate: no {REPORT}, whose texts and pictures a browser shows only unencrypted: ask `mmembed serve`")
     did = f"evaluate: {len(result['rows'])} pairs of modalities"
-    return _commit(dataset, config, "evaluate", mark, dict.fromkeys(EVALUATED), {}, EVALUATED, did)
+    return _commit(dataset, config, "evaluate", mark, dict.fromkeys(files), {}, EVALUATED, did)
 
 
 def _run(
@@ -450,6 +477,9 @@ def _commit(
     for folder in folders:
         _keep(dataset, folder, files)
     remove_temporaries(dataset.root)
+    if encryption.state().seals:
+        known = {}  # of two attempts at a file, each had a key of its own
+        _check_sealed(dataset.root, [path for path in files if path != CARD])
     known = known or {}
     described = several(lambda path: known.get(path) or describe(dataset.root, path, files[path]), files, dataset.root)
     value = Stage(mark, {"folders": list(folders), **summary})
@@ -458,6 +488,16 @@ def _commit(
         before = {} if stage in ("index", "evaluate") else {"index": dataset.config.get("index", {})}
         changes["config"] = to_json(config) | before
     return dataset.commit(stage, value, dict(zip(files, described)), did.partition(": ")[2], **changes)
+
+
+def _check_sealed(root: Place, paths: Sequence[str]) -> None:
+    plain = [path for path, sealed in zip(paths, several(lambda p: is_sealed(root / p), paths, root)) if not sealed]
+    for path in plain:
+        (root / path).unlink()
+    if plain:
+        raise MmembedError(
+            f"{len(plain)} files, such as {plain[0]}, were not encrypted, and are removed: this is a fault of mmembed"
+        )
 
 
 def _keep(dataset: Dataset, folder: str, files: Collection[str]) -> None:
@@ -542,9 +582,11 @@ def _extract_summary(
         },
         "repeated": repeated,
         "duplicate_records": sum(len(receipt["without"]) for receipt in receipts) - repeated,
+        "kept_out": sum(receipt["kept_out"] for receipt in receipts),
         "failed_records": sum(receipt["failed_records"] for receipt in receipts),
         "errors": sum(receipt["errors"] for receipt in receipts),
         "dropped": sum(receipt["dropped"] for receipt in receipts),
+        "redacted": dict(sorted(sum((Counter(receipt["redacted"]) for receipt in receipts), Counter()).items())),
         "columns": sorted({column for receipt in receipts for column in receipt["columns"]}),
         "kinds": {key: kind or "string" for key, kind in sorted(merge_kinds(r["kinds"] for r in receipts).items())},
     }

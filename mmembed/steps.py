@@ -266,6 +266,7 @@ def _segments(
         yield Dropped(record.id, modality.name, "filter", str(error), "", record.source, job.medium)
     except (RecordError, CrashError) as error:
         kind, message = _reason(error)
+        message = message.replace(job.media.location, job.media.path) if job.media.hidden else message
         segment = number if number > first else None
         yield Failure(record.id, modality.name, segment, "segment", kind, message, record.source, medium=job.medium)
 

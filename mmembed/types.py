@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from mmembed import files
 from mmembed.errors import ReadError, SpaceError
+from mmembed.remote import is_web
 
 Span = tuple[float, ...]
 """Where a segment lies in its medium, in the unit of its modality:
@@ -73,12 +74,13 @@ class Media:
     """One medium of one record, not decoded yet: a file, a part of one, or content in memory.
 
     Attributes:
-        path: as the user wrote it, "" where there is none.
+        path: as outputs show it, "" where there is none: as the user wrote it, but for what was redacted.
         content: a text, or the bytes of a file; None says that `path` is to be read.
         folder: what a relative `path` is relative to; never part of an output.
         part: where it is read, if it is a member of an archive.
         column: the key of the record that it stands under.
         cut: the pieces that it is worked on in (`mmembed.pieces`), if there are several.
+        hidden: where it is read, if its path doesn't say so any more; never part of an output.
     """
 
     path: str = ""
@@ -87,6 +89,7 @@ class Media:
     part: Part | None = None
     column: str = ""
     cut: Cut | None = None
+    hidden: str = ""
 
     def __post_init__(self) -> None:
         if not self.path and self.content is None:
@@ -95,7 +98,7 @@ class Media:
     @property
     def location(self) -> str:
         """The path or URL that can be opened from anywhere on this machine."""
-        return files.join(self.folder, self.path)
+        return self.hidden or files.join(self.folder, self.path)
 
     @property
     def is_remote(self) -> bool:
@@ -137,6 +140,22 @@ class Media:
             except OSError as error:
                 raise ReadError(f"can't read {self.path}: {error.strerror}") from error
         return digest.hexdigest()
+
+
+def content_id(media: Mapping[str, tuple[Media, ...]]) -> str:
+    """A hash of a record's content: the same media, the same id, wherever they lie."""
+    digest = hashlib.blake2b(digest_size=16)
+    for modality, items in sorted(media.items()):
+        for item in items:
+            digest.update(f"{modality}:{_hash_or_name(item)}\n".encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _hash_or_name(media: Media) -> str:
+    try:
+        return media.path if is_web(media.location) else media.content_hash
+    except ReadError:
+        return media.path
 
 
 @dataclass(frozen=True)
@@ -212,10 +231,10 @@ class Dropped:
     """A row of dropped/: what was left out on purpose.
 
     Attributes:
-        modality: of a medium that a filter left out; "" for a record that is a duplicate.
-        kind: "filter" or "duplicate".
+        modality: of a medium that a filter left out; "" for a record that is a duplicate, or was kept out.
+        kind: "filter", "duplicate" or "require".
         reason: the rule and the value that broke it, or how the two are alike.
-        twin: the id of the record that stays in its place, "" for a filter.
+        twin: the id of the record that stays in its place, "" for any other.
         medium: as of `Failure`.
     """
 
@@ -263,6 +282,7 @@ class Batch:
         dropped: what was left out on the way to this batch.
         stamps: with a batch of records, of the files that it was read from and those that its media are in, by
             location.
+        redacted: with a batch of records, how many values of which type were taken out of them.
     """
 
     items: tuple[Any, ...]
@@ -270,6 +290,7 @@ class Batch:
     failures: tuple[Failure, ...] = ()
     dropped: tuple[Dropped, ...] = ()
     stamps: Mapping[str, files.Stamp] = field(default_factory=dict)
+    redacted: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,13 @@ from mmembed.features import (
     write_unit,
 )
 from mmembed.files import Stamp, stamp
+from mmembed.inputs import Source
 from mmembed.scratch import Scratch
 from mmembed.shards import read_table, shard_path
 from mmembed.types import Dropped, Failure, Media, Record, Segment, Unit
 
 UNIT = Unit(3, 4, "lines", "jsonl", "in.jsonl", (0, 100, 1))
+SOURCE = Source("", ())
 MARKS = Marks("c", {"image": "i", "text": "t"}, {"image": 2, "text": 3})
 RECORDS = [
     Record("a", {"image": (Media("a.png"),), "text": (Media(content="A", column="text"),)}, {"legs": 4}, "in:1"),
@@ -99,6 +101,8 @@ def test_a_receipt_counts_what_came_in_and_went_out(tmp_path: Path) -> None:
         "without": {},
         "records": 3,
         "lost": 1,
+        "kept_out": 0,
+        "redacted": {},
         "skipped": 0,
         "segments": {"image": 1, "text": 3},
         "media": {"image": 2, "text": 3},
@@ -139,13 +143,13 @@ def test_a_unit_is_unchanged_as_long_as_its_files_are(tmp_path: Path) -> None:
     stamps = {str(tmp_path / name): stamp(str(tmp_path / name)) for name in ("a.png", "b.png")}
     scratch = Scratch(tmp_path / "out", str(tmp_path))
     write_unit(scratch, UNIT, replace(contents(), stamps=stamps), MARKS)
-    assert unchanged(tmp_path / "out", UNIT, scratch)
+    assert unchanged(tmp_path / "out", UNIT, scratch, SOURCE)
     (tmp_path / "b.png").write_bytes(b"b")  # which was missing
-    assert not unchanged(tmp_path / "out", UNIT, scratch)
+    assert not unchanged(tmp_path / "out", UNIT, scratch, SOURCE)
     (tmp_path / "b.png").unlink()
     os.utime(tmp_path / "a.png", ns=(0, 0))
-    assert not unchanged(tmp_path / "out", UNIT, scratch)
-    assert not unchanged(tmp_path / "out", replace(UNIT, number=7), scratch)
+    assert not unchanged(tmp_path / "out", UNIT, scratch, SOURCE)
+    assert not unchanged(tmp_path / "out", replace(UNIT, number=7), scratch, SOURCE)
 
 
 def test_records_that_are_left_out_leave_the_features_and_no_other_record_does(tmp_path: Path) -> None:

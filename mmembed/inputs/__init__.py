@@ -21,9 +21,10 @@ from mmembed import files
 from mmembed.errors import ReadError, UsageError
 from mmembed.files import Stamp
 from mmembed.inputs.rows import Columns, Row, Rows
+from mmembed.privacy import Privacy, Read
 from mmembed.shards import fingerprint
 from mmembed.splits import position
-from mmembed.types import Failure, Record, Unit
+from mmembed.types import Batch, Failure, Record, Unit
 
 UNIT_BYTES = 128 << 20
 """Of a unit, at most, as far as single records allow: a worker holds one unit's records and the media within them."""
@@ -70,6 +71,7 @@ class Choice:
         allow_outside: whether a manifest's paths may leave its folder.
         limit: the first so many rows; 0 for all.
         sample: a share of the records, by a hash of their ids.
+        privacy: what of them may go out.
     """
 
     id_column: str = ""
@@ -77,6 +79,7 @@ class Choice:
     allow_outside: bool = False
     limit: int = 0
     sample: float = 1.0
+    privacy: Privacy = Privacy()
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,12 @@ class Source:
             yield "broken", (1, str(error), (str(error),))
 
     def read(self, unit: Unit) -> tuple[list[Record], list[Failure]]:
-        """The records of one unit, and what of it is no record."""
+        """The records of one unit, and what of it is no record, as they may go out."""
+        read = self.choice.privacy.applied(self._read(unit))
+        return read.records, read.failures
+
+    def _read(self, unit: Unit) -> Read:
+        """What one unit holds, as it is in the input."""
         form, location = _form(unit.form), self._location(unit.file)
         folder = location if unit.form == "folder" else files.parent(location)
         columns = form.COLUMNS.chosen(self.choice.id_column, self.choice.media_columns)
@@ -144,7 +152,7 @@ class Source:
                 if failure.source in kept
                 or (not failure.modality and position(failure.id or failure.source, "sample") < self.choice.sample)
             ]
-        return records, failures
+        return Read(records, failures)
 
     def ignored(self) -> dict[str, int]:
         """Of a folder of media, how many files are of endings that are not read."""
@@ -154,8 +162,11 @@ class Source:
 
         return other_endings(self.folder)
 
-    def check_columns(self, unit: Unit) -> None:
-        """Raise UsageError for a column that the user named and no row of a unit has; meant for the first unit."""
+    def check(self, unit: Unit) -> None:
+        """Raise UsageError for a column that the user named and no row of a unit has, and for what keeps records
+        private and can't work; meant for the first unit."""
+        privacy = self.choice.privacy
+        privacy.check(self._read(unit) if privacy.require else Read([], []))
         named = [*self.choice.media_columns.values(), (self.choice.id_column,) if self.choice.id_column else ()]
         if not any(named):
             return
@@ -168,14 +179,24 @@ class Source:
                     f"none of the first {unit.records} records has the column {column!r}; they have {', '.join(found)}"
                 )
 
-    def read_stamped(self, unit: Unit) -> tuple[list[Record], list[Failure], dict[str, Stamp]]:
+    def read_stamped(self, unit: Unit) -> Batch:
         """The records of one unit, what of it is no record, and the stamps of the files that it is made from, by
         location, taken before they are read. (Of lines, the fingerprint is that of the content.)"""
-        before = self._stamps(unit)
-        records, failures = self.read(unit)
-        media = [item for record in records for items in record.media.values() for item in items]
-        places = {item.part.location if item.part else item.location for item in media if item.content is None}
-        return records, failures, {**{place: files.stamp(place) for place in places}, **before}
+        privacy, before = self.choice.privacy, self._stamps(unit)
+        admitted = privacy.admitted(self._read(unit))
+        stamps = {**_stamps_of(admitted), **before}
+        read = privacy.veiled(admitted)
+        return Batch(
+            tuple(read.records),
+            failures=tuple(read.failures),
+            dropped=tuple(read.dropped),
+            stamps=stamps,
+            redacted=read.redacted,
+        )
+
+    def stamps(self, unit: Unit) -> dict[str, Stamp]:
+        """The stamps of the files that a unit is made from, as they are now, by location."""
+        return {**_stamps_of(self._read(unit)), **self._stamps(unit)}
 
     def _stamps(self, unit: Unit) -> dict[str, Stamp]:
         location = self._location(unit.file)
@@ -201,6 +222,13 @@ def open_source(location: str, choice: Choice = Choice()) -> Source:
     except ReadError as error:
         raise UsageError(str(error)) from error
     return Source(folder, tuple(found), choice)
+
+
+def _stamps_of(read: Read) -> dict[str, Stamp]:
+    """The stamps of the files that media are in, by location."""
+    media = [item for record in read.records for items in record.media.values() for item in items]
+    places = {item.part.location if item.part else item.location for item in media if item.content is None}
+    return {place: files.stamp(place) for place in places}
 
 
 def form_of(name: str) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import datetime
-import hashlib
 import math
 import os
 from collections.abc import Iterable, Mapping
@@ -13,8 +12,7 @@ from typing import Any
 
 from mmembed import files
 from mmembed.errors import ReadError, RepeatedIdError
-from mmembed.remote import is_web
-from mmembed.types import Failure, Media, Record
+from mmembed.types import Failure, Media, Record, content_id
 
 Row = tuple[str, "dict[str, Any] | ReadError"]
 """Where a row was read, and its values by column, or why it can't be read."""
@@ -114,7 +112,7 @@ class Rows:
     def _id(self, values: Mapping[str, Any], media: Mapping[str, tuple[Media, ...]]) -> str:
         value = values.get(self.columns.id)
         if value is None and not self.id_needed:
-            return _content_id(media)
+            return content_id(media)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
         if not isinstance(value, str) or not value:
@@ -193,22 +191,6 @@ def _several(value: Any) -> list[Any]:
     if value is None:
         return []
     return [item for item in value if item is not None] if isinstance(value, list) else [value]
-
-
-def _content_id(media: Mapping[str, tuple[Media, ...]]) -> str:
-    """A hash of a record's content: the same media, the same id, wherever they lie."""
-    digest = hashlib.blake2b(digest_size=16)
-    for modality, items in sorted(media.items()):
-        for item in items:
-            digest.update(f"{modality}:{_hash_or_name(item)}\n".encode(errors="surrogatepass"))
-    return digest.hexdigest()
-
-
-def _hash_or_name(media: Media) -> str:
-    try:
-        return media.path if is_web(media.location) else media.content_hash
-    except ReadError:
-        return media.path
 
 
 def _plain(value: Any) -> Any:

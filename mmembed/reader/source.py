@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from mmembed.dataset import MANIFEST, Dataset
+from mmembed.encryption import reader_properties
 from mmembed.errors import DatasetError, UsageError
 from mmembed.files import Stamp, is_url, stamp
 from mmembed.shards import checksum, read_table
@@ -88,7 +89,10 @@ class Source:
                 raise DatasetError(
                     f"{self.name(path)} has another size than dataset.json says: delete it and build again"
                 )
-            with pq.ParquetFile(file, pre_buffer=not self.is_local, page_checksum_verification=True) as parquet:
+            keys = reader_properties(file.read_at(4, 0), self.name(path))
+            with pq.ParquetFile(
+                file, pre_buffer=not self.is_local, page_checksum_verification=True, decryption_properties=keys
+            ) as parquet:
                 return parquet.read(columns, use_threads=False), _nulls(parquet.metadata)
         except (OSError, pa.ArrowException) as error:
             raise self._unreadable(path, error) from error

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import apache_beam as beam
 
+from mmembed import encryption
 from mmembed.encoders import Encoder
 from mmembed.engine import use_one_thread
 from mmembed.features import Contents, Marks, write_unit
@@ -19,6 +20,7 @@ from mmembed.fetch import Fetcher
 from mmembed.inputs import Source
 from mmembed.modalities import Divisible, Modality
 from mmembed.pieces import Piece, Pieces
+from mmembed.privacy import Privacy
 from mmembed.scratch import Scratch
 from mmembed.steps import (
     BATCH_SEGMENTS,
@@ -56,15 +58,19 @@ class ReadRecords(beam.PTransform):
 class _Read(beam.DoFn):
     source: Source
     scratch: Scratch | None
+    state: encryption.State = field(default_factory=encryption.state)
+
+    def setup(self) -> None:
+        self.state.enter()
 
     def process(self, unit: Unit) -> Iterator[Element]:
         if self.scratch:
             self.scratch.begin(unit.number, unit.fingerprint, unit.file)
         try:
             with timed("read"):
-                records, failures, stamps = self.source.read_stamped(unit)
-            observe("unit_records", len(records))
-            yield unit, Batch(tuple(records), failures=tuple(failures), stamps=stamps)
+                batch = self.source.read_stamped(unit)
+            observe("unit_records", len(batch.items))
+            yield unit, batch
         finally:  # when the steps that are fused with this one have done the unit, or failed
             if self.scratch:
                 self.scratch.rest()
@@ -162,16 +168,22 @@ class WriteFeatures(beam.PTransform):
 
     scratch: Scratch
     marks: Marks
+    privacy: Privacy = Privacy()
 
     def expand(self, batches: beam.PCollection[Element]) -> beam.PCollection[int]:
-        return batches | "Write" >> beam.ParDo(_Write(self.scratch, self.marks))
+        return batches | "Write" >> beam.ParDo(_Write(self.scratch, self.marks, self.privacy))
 
 
 @dataclass
 class _Write(beam.DoFn):
     scratch: Scratch
     marks: Marks
+    privacy: Privacy
+    state: encryption.State = field(default_factory=encryption.state)
     _open: dict[int, Contents] = field(default_factory=dict)
+
+    def setup(self) -> None:
+        self.state.enter()
 
     def start_bundle(self) -> None:
         self._open = {}
@@ -179,14 +191,14 @@ class _Write(beam.DoFn):
     def process(self, element: Element) -> Iterator[int]:
         unit, batch = element
         contents = self._open.setdefault(unit.number, Contents())
-        contents.failures += batch.failures
+        contents.failures += self.privacy.cleaned(batch.failures)
         contents.dropped += batch.dropped
         if batch.modality:
             contents.segments.setdefault(batch.modality, []).extend(batch.items)
             observe(f"{batch.modality}_batch_segments", len(batch.items))
             return
         del self._open[unit.number]
-        contents.records, contents.stamps = batch.items, batch.stamps
+        contents.records, contents.stamps, contents.redacted = batch.items, batch.stamps, batch.redacted
         self.scratch.note(unit.number, "write", unit.file, "")
         with timed("write"):
             write_unit(self.scratch, unit, contents, self.marks)
@@ -208,6 +220,7 @@ class _Write(beam.DoFn):
         for failure in contents.failures:
             count(f"{failure.stage}_errors")
         count("dropped", len(contents.dropped))
+        count("redacted", sum(contents.redacted.values()))
 
 
 @beam.typehints.with_input_types(Element)
@@ -305,5 +318,5 @@ class ExtractFeatures(beam.PTransform):
             | SegmentRecords(self.modalities, self.fetcher, self.scratch, self.sign, sizes, pieces)
             | NormalizeSegments(self.modalities, self.scratch)
             | EncodeSegments(self.encoders, self.scratch)
-            | WriteFeatures(self.scratch, self.marks)
+            | WriteFeatures(self.scratch, self.marks, self.source.choice.privacy)
         )

@@ -8,6 +8,7 @@ from itertools import chain
 
 import apache_beam as beam
 
+from mmembed import encryption
 from mmembed.fit import FOLDS
 from mmembed.moments import Moments, merge_all
 from mmembed.transforms.monitoring import count
@@ -48,6 +49,11 @@ class MergeMoments(beam.CombineFn):
 
     def __init__(self, read: Callable[[str, int], Moments]) -> None:
         self._read = read
+        self._state = encryption.state()
+
+    def setup(self) -> None:
+        """On the worker that merges."""
+        self._state.enter()
 
     def create_accumulator(self) -> list[str]:
         return []

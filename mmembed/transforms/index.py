@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import apache_beam as beam
 
+from mmembed import encryption
 from mmembed.indexing import Indexing
 from mmembed.transforms.monitoring import count, timed
 
@@ -24,6 +25,7 @@ class BuildIndex(beam.PTransform):
     """
 
     work: Indexing
+    state: encryption.State = field(default_factory=encryption.state)
 
     def expand(self, modalities: beam.PCollection[str]) -> beam.PCollection[str]:
         return (
@@ -36,15 +38,18 @@ class BuildIndex(beam.PTransform):
         )
 
     def _prepare(self, modality: str) -> list[tuple[str, int]]:
+        self.state.enter()
         with timed("index_prepare"):
             return self.work.prepare(modality)
 
     def _encode(self, block: tuple[str, int]) -> tuple[str, int]:
+        self.state.enter()
         count("indexed_blocks")
         with timed("index_encode"):
             return self.work.encode(block)
 
     def _finish(self, modality: str, numbers: Iterable[int]) -> str:
+        self.state.enter()
         with timed("index_finish"):
             self.work.finish(modality, list(numbers))
         return modality

@@ -66,7 +66,7 @@ def test_a_file_more_changes_the_units_from_its_place_on(tmp_path: Path) -> None
 def test_stamps_are_of_all_files_of_a_unit(tmp_path: Path) -> None:
     write(tmp_path / "a.jpg", b"abc"), write(tmp_path / "a.json", "{}")
     source = open_source(str(tmp_path))
-    _, _, stamps = source.read_stamped(source.units(2)[0])
+    stamps = source.read_stamped(source.units(2)[0]).stamps
     assert {Path(name).name: stamp.bytes for name, stamp in stamps.items()} == {"a.jpg": 3, "a.json": 2}
 
 

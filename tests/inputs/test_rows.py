@@ -36,9 +36,9 @@ def test_a_list_holds_several_captions_and_a_wrong_one_is_a_failure_of_its_own(t
 def test_a_column_that_no_row_has_is_told_before_anything_is_done(tmp_path: Path) -> None:
     source = open_source(str(manifest(tmp_path, {"id": "a", "text": "A"})), Choice(media_columns={"text": ("txt",)}))
     with pytest.raises(UsageError, match="none of the first 1 records has the column 'txt'; they have id, text"):
-        source.check_columns(source.units(5)[0])
+        source.check(source.units(5)[0])
     fine = open_source(str(tmp_path / "in.jsonl"), Choice("id", {"text": ("text",)}))
-    fine.check_columns(fine.units(5)[0])
+    fine.check(fine.units(5)[0])
 
 
 @pytest.mark.parametrize("path", ["../x.png", "/etc/passwd", "a/../../x.png", "..", "a/b/../../../x"])

@@ -1,0 +1,300 @@
+"""What of a record may go out: which are kept out, ids as pseudonyms, values that are redacted. Applied where records
+are read, so that nothing behind that has ever seen what was taken out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mmembed import filters
+from mmembed.errors import RecordError, UsageError
+from mmembed.fetch import Fetcher
+from mmembed.modalities.text import Text
+from mmembed.redaction import Redactor
+from mmembed.secret import Secret
+from mmembed.shards import fingerprint
+from mmembed.tables import embeddings_schema, metadata_column, metadata_kinds
+from mmembed.types import Dropped, Failure, Media, Record, content_id
+
+KEPT_OUT = "require"
+"""The kind of a row of dropped/ that tells of a whole record that a condition kept out."""
+
+_LEAST_NUMBER = 10**6  # below it a number is neither a phone nor a card
+
+Each = Callable[[str, Any], Any]
+"""Gives what stands in the place of a text or number, by the key that it stands under."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What was read of a unit.
+
+    Attributes:
+        dropped: of records that were kept out.
+        redacted: how many values of which type were taken out.
+    """
+
+    records: list[Record]
+    failures: list[Failure]
+    dropped: list[Dropped] = field(default_factory=list)
+    redacted: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Privacy:
+    """What of records may go out; picklable.
+
+    Attributes:
+        require: an SQL condition over metadata and id that a record must fulfil; "" for none.
+        secret: of the pseudonyms of ids; None: ids stay.
+        redactor: of texts, metadata and names; None: they stay.
+        text: how files of texts are read.
+        fetcher: of such files that lie elsewhere.
+    """
+
+    require: str = ""
+    secret: Secret | None = None
+    redactor: Redactor | None = None
+    text: Text = Text()
+    fetcher: Fetcher = Fetcher()
+
+    @property
+    def hides_names(self) -> bool:
+        """Whether names of files must not go out as they are."""
+        return bool(self.secret or self.redactor)
+
+    @property
+    def mark(self) -> str:
+        """Of all that decides what goes out; the same secret under another name is the same."""
+        redactor = self.redactor
+        return fingerprint(
+            self.require,
+            self.secret.name if self.secret else "",
+            redactor.version if redactor else "",
+            redactor.secret.name if redactor and redactor.how == "pseudonyms" else "",
+        )
+
+    def check(self, read: Read) -> None:
+        """Refuse what can't work before anything is done.
+
+        Args:
+            read: the input's first records, as they are.
+
+        Raises:
+            UsageError: the secret or a package is missing, or the condition is none, or names a key of no record.
+        """
+        _ = self.mark  # which reads the secret, where it is needed
+        if self.redactor:
+            self.redactor.check()
+        if self.require:
+            known = {key.lower() for record in read.records for key in record.metadata} | {"id", "metadata"}
+            missing = [name for name in filters.names_of(self.require) if name.lower() not in known]
+            if missing and read.records:
+                raise UsageError(
+                    f"require = {self.require!r}: none of the first {len(read.records)} records has the key "
+                    f"{missing[0]!r}; they have {', '.join(sorted(known - {'metadata'}))}"
+                )
+            filters.kept_by(self.require, _columns(read.records, filters.names_of(self.require)))
+
+    def applied(self, read: Read) -> Read:
+        """What may go out of what was read of a unit."""
+        return self.veiled(self.admitted(read))
+
+    def veiled(self, read: Read) -> Read:
+        """With pseudonyms in the place of ids, and with what is found redacted."""
+        if not self.hides_names:
+            return read
+        before = read
+        if self.secret:
+            read = replace(read, records=[self._with_pseudonym(record) for record in read.records])
+        if self.redactor:
+            read = self._with_redacted_content(read)
+        ids, sources = self._ids(before, read.records), self._sources(before)
+        messages = self._redact([_with_pseudonym(f.message, f.id, self._id(f.id)) for f in read.failures])
+        return replace(
+            read,
+            records=[replace(record, id=ids[record.source], source=sources[record.source]) for record in read.records],
+            failures=[
+                replace(failure, id=ids[failure.source], source=sources[failure.source], message=message)
+                for failure, message in zip(read.failures, messages, strict=True)
+            ],
+            dropped=[replace(item, id=ids[item.source], source=sources[item.source]) for item in read.dropped],
+        )
+
+    def cleaned(self, failures: Sequence[Failure]) -> list[Failure]:
+        """Failures whose messages may go out: what decoders and servers say may quote what they met."""
+        messages = self._redact([failure.message for failure in failures])
+        return [replace(failure, message=message) for failure, message in zip(failures, messages, strict=True)]
+
+    def shown(self, name: str) -> str:
+        """The name of a file of the input, as it may go out."""
+        return self._redact([name])[0]
+
+    def _redact(self, texts: Sequence[str]) -> list[str]:
+        return [text for text, _ in self.redactor.redact(texts)] if self.redactor and texts else list(texts)
+
+    def _id(self, id: str) -> str:
+        return self.secret.pseudonym(id) if self.secret and id else id
+
+    def admitted(self, read: Read) -> Read:
+        """Without the records that don't fulfil the condition; one for which it has no answer is a failure."""
+        if not self.require:
+            return read
+        columns, broken = _columns(read.records, filters.names_of(self.require)), {}
+        try:
+            kept = filters.kept_by(self.require, columns)
+        except UsageError:  # for one record or more
+            kept = np.zeros(len(read.records), bool)
+            for row, record in enumerate(read.records):
+                try:
+                    kept[row] = filters.kept_by(self.require, columns.slice(row, 1))[0]
+                except UsageError as error:
+                    broken[record.source] = str(error).partition("; columns are")[0]
+        out = [record for record, keep in zip(read.records, kept, strict=True) if not keep]
+        without = {record.source for record in out}
+        wrong = [
+            Failure(r.id, "", None, "read", UsageError.__name__, broken[r.source], r.source)
+            for r in out
+            if r.source in broken
+        ]
+        return Read(
+            [record for record in read.records if record.source not in without],
+            [failure for failure in read.failures if failure.source not in without] + wrong,
+            [Dropped(r.id, "", KEPT_OUT, f"not {self.require}", "", r.source) for r in out if r.source not in broken],
+        )
+
+    def _with_redacted_content(self, read: Read) -> Read:
+        """With what is found in the texts, the metadata and the paths of records replaced."""
+        assert self.redactor
+        records = self._with_texts(read.records)
+        asked: list[str] = []
+
+        def ask(key: str, value: Any) -> Any:
+            asked.append(f"{key}: {value}" if key else str(value))  # what a value is may be said by its key
+            return value
+
+        for record in records:
+            _mapped(record, ask, partial(ask, ""))
+        found = iter(self.redactor.redact(asked))
+        counts: Counter[str] = Counter()
+
+        def answer(key: str, value: Any) -> Any:
+            text, types = next(found)
+            if types and key and not text.startswith(f"{key}: "):  # what is found begins in the key
+                [(text, types)] = self.redactor.redact([str(value)])  # type: ignore[union-attr]
+                key = ""
+            counts.update(types)
+            return (text.removeprefix(f"{key}: ") if key else text) if types else value
+
+        return replace(
+            read, records=[_mapped(record, answer, partial(answer, "")) for record in records], redacted=counts
+        )
+
+    def _with_pseudonym(self, record: Record) -> Record:
+        """Without its id in the names of its files."""
+        id = self._id(record.id)
+        return _mapped(record, lambda _, value: value, lambda name: _with_pseudonym(name, record.id, id))
+
+    def _with_texts(self, records: Sequence[Record]) -> list[Record]:
+        """With the content of texts that are files: what is in them must be found here. One that can't be read is told
+        where it is decoded."""
+        of_files = [
+            media for record in records for media in record.media.get("text", ()) if not isinstance(media.content, str)
+        ]
+        plain = replace(self.text, min_words=0, max_words=0, languages=())  # a filter judges what goes out
+        texts: dict[int, Media] = {}
+        for media, fetched in zip(of_files, self.fetcher.prefetched(of_files), strict=True):
+            with suppress(RecordError):
+                if not isinstance(fetched, RecordError):
+                    texts[id(media)] = replace(media, content=plain.decode(fetched), part=None)
+        return [
+            replace(
+                record, media={name: tuple(texts.get(id(m), m) for m in items) for name, items in record.media.items()}
+            )
+            for record in records
+        ]
+
+    def _ids(self, before: Read, records: Sequence[Record]) -> dict[str, str]:
+        """By source, the ids that may go out."""
+        raw = _ids_of(before)
+        if self.secret:
+            return {source: self._id(id) for source, id in raw.items()}
+        ids = dict(zip(raw, self._redact(list(raw.values())), strict=True))
+        # Tags would make ids equal that are not: instead it gets that of a record without an id.
+        return ids | {r.source: content_id(r.media) for r in records if ids[r.source] != r.id}
+
+    def _sources(self, before: Read) -> dict[str, str]:
+        """By source, what may go out of it; no two become the same."""
+        raw = _ids_of(before)
+        renamed = [_with_pseudonym(source, id, self._id(id)) for source, id in raw.items()]
+        shown = self._redact(renamed)
+        times = Counter(shown)
+        return {
+            source: f"{name} ({number})" if times[name] > 1 else name
+            for number, (source, name) in enumerate(zip(raw, shown, strict=True))
+        }
+
+
+def _ids_of(read: Read) -> dict[str, str]:
+    """By source, the id of all that was read; "" of what has none."""
+    items: list[Record | Failure | Dropped] = [*read.records, *read.failures, *read.dropped]
+    return {item.source: item.id for item in items}
+
+
+def _with_pseudonym(text: str, id: str, pseudonym: str) -> str:
+    """A name, or a message, without an id that it is made from: files are often called as what is in them."""
+    if not id or id == pseudonym or id not in text:
+        return text
+    return re.sub(rf"(?<![^/\s'\"]){re.escape(id)}(?![^./:\s'\"])", pseudonym, text)
+
+
+def _mapped(record: Record, content: Each, name: Callable[[str], str]) -> Record:
+    """A record with other texts, values of metadata, and names of files."""
+    media = {
+        modality: tuple(_with_content(_with_name(item, name), content) for item in items)
+        for modality, items in record.media.items()
+    }
+    metadata = {key: _value(key, value, content) for key, value in record.metadata.items()}
+    return replace(record, media=media, metadata=metadata)
+
+
+def _with_content(media: Media, content: Each) -> Media:
+    return replace(media, content=content("", media.content)) if isinstance(media.content, str) else media
+
+
+def _with_name(media: Media, name: Callable[[str], str]) -> Media:
+    """A medium under another name; it is still read where it lies."""
+    if not media.path or (shown := name(media.path)) == media.path:
+        return media
+    return replace(media, path=shown, hidden=media.location)
+
+
+def _value(key: str, value: Any, content: Each) -> Any:
+    """A value of the metadata with what is in it replaced, at any depth."""
+    if isinstance(value, dict):
+        return {_value("", inner, content): _value(inner, item, content) for inner, item in value.items()}
+    if isinstance(value, list):
+        return [_value(key, item, content) for item in value]
+    is_number = isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _LEAST_NUMBER
+    return content(key, value) if isinstance(value, str) or is_number else value
+
+
+def _columns(records: Sequence[Record], names: Sequence[str]) -> pa.Table:
+    """What a condition may name of records: id and the metadata; a key that none of them has is null."""
+    kinds = {key: kind or "string" for key, kind in metadata_kinds(record.metadata for record in records).items()}
+    there = {key.lower() for key in kinds} | {"id", "metadata"}
+    kinds |= {name: "string" for name in names if name.lower() not in there}
+    columns = {"id": pa.array([record.id for record in records], pa.string())}
+    if kinds:
+        schema = embeddings_schema(1, "float32", kinds)
+        rows = [record.metadata for record in records]
+        columns["metadata"] = metadata_column(rows, schema.field("metadata").type, kinds)
+    return pa.table(columns)
