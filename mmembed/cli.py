@@ -154,6 +154,20 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
         if name == "info":
             made.add_argument("--history", action="store_true", help="what each build did")
 
+    made = command(
+        "forget",
+        _forget,
+        "Remove records for good: from all files, from the index, and from all that was learned; later builds leave "
+        "them out. Ids that the data set doesn't know are reported and change nothing (exit code 2 if it knows none).",
+    )
+    made.add_argument("root", metavar="OUT", type=place)
+    made.add_argument(
+        "--id", action="append", default=[], metavar="ID", help="as it is in OUT, pseudonyms too; repeatable"
+    )
+    made.add_argument("--ids-file", type=Path, metavar="FILE", help="one id a line, UTF-8")
+    made.add_argument("--workers", type=int, default=_cores(), help="processes (default: one a core)")
+    made.add_argument("--json", action="store_true", help="the receipt as one JSON object, with all checksums")
+
     tools = commands.add_parser("encoders", help="Check encoders, and measure them.").add_subparsers(
         metavar="WHAT", required=True
     )
@@ -445,6 +459,35 @@ def _later_stage(options: argparse.Namespace) -> int:
             "run `mmembed evaluate`"
         )
     return 0
+
+
+def _forget(options: argparse.Namespace) -> int:
+    from mmembed import stages
+    from mmembed.dataset import Dataset
+    from mmembed.report import forgetting
+
+    ids = list(dict.fromkeys([*options.id, *_ids_of(options.ids_file)]))
+    if not ids:
+        raise UsageError("name what is to be forgotten: --id ID, or --ids-file FILE")
+    engine = _engine(options)
+    Dataset.open(options.root)
+    with _writing(options.root):
+        receipt = stages.forget(Dataset.open(options.root), ids, engine)
+    print(json.dumps(receipt, ensure_ascii=False) if options.json else forgetting(receipt), flush=True)
+    if receipt["missing"]:
+        return _fail(f"the records are removed, but not all could be done again: {receipt['missing']}", _EXIT_FAILED)
+    return 0
+
+
+def _ids_of(file: Path | None) -> list[str]:
+    """The lines of a file, without blank ones."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig") if file else ""
+        return [line for line in text.replace("\r\n", "\n").split("\n") if line.strip()]
+    except OSError as error:
+        raise UsageError(f"can't read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{file} is no UTF-8: {error}") from error
 
 
 def _evaluate(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -23,6 +23,7 @@ import pyarrow as pa
 import mmembed
 from mmembed.errors import DatasetError, UsageError, VersionError
 from mmembed.files import Place, listed, size
+from mmembed.forgotten import Forgotten
 from mmembed.remote import RemotePath, is_web
 from mmembed.shards import TEMPORARY_SUFFIX, read_checked, read_table, write_bytes, write_json
 from mmembed.types import Space
@@ -81,6 +82,7 @@ class Dataset:
         stages: by name, those that are complete.
         files: by path relative to the folder; every file but the manifest itself.
         history: what was done, and when, the oldest first.
+        forgotten: records that are left out for good.
     """
 
     root: Place
@@ -89,6 +91,7 @@ class Dataset:
     stages: Mapping[str, Stage] = field(default_factory=dict)
     files: Mapping[str, File] = field(default_factory=dict)
     history: Sequence[Mapping[str, Any]] = ()
+    forgotten: Forgotten = Forgotten()
 
     @classmethod
     def open(cls, root: Place) -> Dataset:
@@ -139,6 +142,7 @@ class Dataset:
                 {name: Stage(**stage) for name, stage in content["stages"].items()},
                 {name: File(**file) for name, file in content["files"].items()},
                 tuple(content["history"]),
+                Forgotten.from_json(content.get("forgotten", {})),
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise DatasetError(
@@ -150,7 +154,7 @@ class Dataset:
         """The data set in a folder; an empty one if the folder is empty, missing, or holds a killed first run.
 
         Args:
-            overwrite: a data set of another version is removed first.
+            overwrite: a data set of another version is removed first; what it has forgotten stays so.
 
         Raises:
             UsageError: the folder can't be made, or holds something else.
@@ -164,14 +168,10 @@ class Dataset:
                 except VersionError:
                     if not overwrite:
                         raise
-                    remove_own(root)
-            other = next((path for path in listed(root) if not is_own(root, path)), None)
+                    return _emptied(root)
+            _refuse_others(root)
         except OSError as error:
             raise UsageError(f"can't build into {root}: {error.strerror}") from error
-        if other:
-            raise UsageError(
-                f"{root} is no data set and not empty (it holds {relative(root, other)}): choose another folder"
-            )
         return cls(root.absolute())
 
     @property
@@ -211,6 +211,20 @@ class Dataset:
         dataset.save()
         return dataset
 
+    def forgetting(self, ids: Iterable[str]) -> Dataset:
+        """This data set with more records that are to be forgotten, and without the stages that have learned from them,
+        written to disk at once: nobody finds what they left, and whoever comes next must remove it first
+        (`mmembed.forget.purge`). Maps of another data set have learned nothing from them."""
+        for path in EVALUATED:
+            if path in self.files:
+                (self.root / path).unlink(missing_ok=True)
+        maps = self.config.get("fit", {}).get("maps")
+        again = [name for name in STAGES[1:] if name in self.stages or name in self.forgotten.again]
+        kept = self._before("fit" if maps else "extract", itself=True)
+        dataset = replace(self, **kept, forgotten=self.forgotten.with_pending(ids, again))
+        dataset.save()
+        return dataset
+
     def _later(self, stage: str) -> list[str]:
         return [name for name in STAGES[STAGES.index(stage) + 1 :] if name in self.stages]
 
@@ -234,11 +248,15 @@ class Dataset:
             self,
             stages={**earlier["stages"], stage: value},
             files=dict(sorted({**kept, **files}.items())),
-            history=(*self.history, {"time": _now(), "stage": stage, "did": did}),
+            history=self.with_history(stage, did),
             **changes,
         )
         dataset.save()
         return dataset
+
+    def with_history(self, stage: str, did: str) -> tuple[Mapping[str, Any], ...]:
+        """The history, and what was done now."""
+        return (*self.history, {"time": _now(), "stage": stage, "did": did})
 
     def with_later_of(self, before: Dataset) -> Dataset:
         """This data set with the later stages that it had before the last one was done again, written to disk, if that
@@ -267,6 +285,8 @@ class Dataset:
                 for name, file in self.files.items()
             },
         }
+        if self.forgotten:
+            content["forgotten"] = self.forgotten.to_json()
         write_json(self.root / MANIFEST, content, plain=True)
 
     def is_done(self, stage: str, fingerprint: str) -> bool:
@@ -420,12 +440,28 @@ def describe(root: Place, path: str, rows: int | None = None) -> File:
     return File(size, digest.hexdigest(), rows)
 
 
-def remove_own(root: Place) -> None:
-    """Remove the files of a data set, the manifest last, and nothing else."""
+def _refuse_others(root: Place, but: Collection[str] = ()) -> None:
+    """Raise UsageError for a folder that holds files which are not ours."""
+    names = (relative(root, path) for path in listed(root) if not is_own(root, path))
+    if other := next((name for name in names if name not in but), None):
+        raise UsageError(f"{root} is no data set and not empty (it holds {other}): choose another folder")
+
+
+def _emptied(root: Place) -> Dataset:
+    """A data set of another version without its files; what it has forgotten stays in its manifest."""
+    own = (MANIFEST, *EVALUATED)
+    _refuse_others(root, but=own)
+    content = json.loads((root / MANIFEST).read_bytes())
+    found = content.get("forgotten", {}) if isinstance(content, dict) else {}
+    dataset = Dataset(root.absolute(), forgotten=Forgotten.from_json(found))
+    if dataset.forgotten:
+        dataset.save()
     for path in listed(root):
-        if is_own(root, path) or relative(root, path) in EVALUATED:
+        if relative(root, path) != MANIFEST:
             path.unlink()
-    (root / MANIFEST).unlink()
+    if not dataset.forgotten:
+        (root / MANIFEST).unlink()
+    return dataset
 
 
 def relative(root: Place, path: Place) -> str:

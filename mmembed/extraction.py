@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
@@ -21,10 +21,12 @@ from mmembed.encoders import Encoder
 from mmembed.errors import CrashError, UsageError
 from mmembed.features import Marks, leave_out, read_receipt, unchanged
 from mmembed.files import Place
+from mmembed.forgotten import NOTHING, Forgotten
 from mmembed.inputs import Source, open_source
 from mmembed.modalities import Modality
 from mmembed.scratch import UNIT_STAGES, Scratch
 from mmembed.shards import fingerprint, read_footer, read_table, several, shard_path
+from mmembed.tables import merge_kinds
 from mmembed.types import Unit
 
 FREE = ("limit", "max_error_rate", "dedup", "fetch_timeout", "fetch_megabytes", "timeout", "secret")
@@ -54,13 +56,13 @@ class Extraction:
     scratch: Scratch
 
     @classmethod
-    def of(cls, input: str, root: Place, config: ExtractConfig) -> Extraction:
+    def of(cls, input: str, root: Place, config: ExtractConfig, forgotten: Forgotten = NOTHING) -> Extraction:
         """Plan it: the input's units are listed, nothing is read of media.
 
         Raises:
             UsageError: there is no such input, it holds no records, or no column that the user named.
         """
-        source = open_source(input, config.choice)
+        source = replace(open_source(input, config.choice), forgotten=forgotten)
         units = source.units(config.unit_records)
         if not sum(unit.records for unit in units):
             raise UsageError(f"{input} holds no records")
@@ -137,11 +139,15 @@ class Extraction:
 
         return [unit for unit, stale in zip(self.units, several(is_stale, self.units, self.root)) if stale]
 
+    @property
+    def surplus(self) -> list[int]:
+        """The numbers of units on disk that the input no longer has."""
+        return [number for number in _numbers(self.root) if number >= len(self.units)]
+
     def retire(self, units: Sequence[Unit]) -> None:
         """Move the files of units, and of those that the input no longer has, to where they are taken over from."""
         self.scratch.remember_before(identities(self.root))
-        surplus = [number for number in _numbers(self.root) if number >= len(self.units)]
-        numbers = [*(unit.number for unit in units), *surplus]
+        numbers = [*(unit.number for unit in units), *self.surplus]
         deque(several(partial(self.scratch.retire, marks=self.marks.modalities), numbers, self.root), maxlen=0)
 
     def settle_duplicates(self) -> list[Unit]:
@@ -238,6 +244,30 @@ def refuse_other_configuration(dataset: Dataset, extraction: Extraction) -> None
             f"{dataset.root} was extracted with {'; '.join(different)}: extract into another folder, "
             "or what that changes again with --overwrite"
         )
+
+
+def summary_of(receipts: Sequence[Mapping[str, Any]], spaces: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts in and out, so that nothing vanishes unseen: of media, by modality, in = used + filtered + duplicates +
+    failed; of rows, rows = records + lost + kept out."""
+    repeated = sum(why[0] == "repeated" for receipt in receipts for why in receipt["without"].values())
+    return {
+        "spaces": spaces,
+        "rows": sum(receipt["records"] + receipt["lost"] + receipt["kept_out"] for receipt in receipts),
+        "records": sum(receipt["records"] for receipt in receipts) - repeated,
+        **{
+            what: {name: sum(receipt[what][name] for receipt in receipts) for name in spaces}
+            for what in ("media", "used", "filtered", "duplicates", "failed", "segments")
+        },
+        "repeated": repeated,
+        "duplicate_records": sum(len(receipt["without"]) for receipt in receipts) - repeated,
+        "kept_out": sum(receipt["kept_out"] for receipt in receipts),
+        "failed_records": sum(receipt["failed_records"] for receipt in receipts),
+        "errors": sum(receipt["errors"] for receipt in receipts),
+        "dropped": sum(receipt["dropped"] for receipt in receipts),
+        "redacted": dict(sorted(sum((Counter(receipt["redacted"]) for receipt in receipts), Counter()).items())),
+        "columns": sorted({column for receipt in receipts for column in receipt["columns"]}),
+        "kinds": {key: kind or "string" for key, kind in sorted(merge_kinds(r["kinds"] for r in receipts).items())},
+    }
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from mmembed import files, signatures
 from mmembed.dataset import Dataset
 from mmembed.errors import MmembedError, RepeatedIdError
 from mmembed.files import Place, Stamp
+from mmembed.forgotten import NOTHING, Forgotten
 from mmembed.inputs import Source
 from mmembed.moments import View
 from mmembed.privacy import KEPT_OUT
@@ -145,8 +147,9 @@ def _usable(contents: Contents) -> dict[Key, dict[str, Any]]:
     }
 
 
-def _counts(contents: Contents, usable: Mapping[Key, Any], names: Iterable[str]) -> dict[str, dict[str, int]]:
-    """By modality, how many media went in and what became of them: each is in exactly one of the four counts."""
+def _counts(contents: Contents, usable: Mapping[Key, Any], names: Iterable[str]) -> dict[str, Any]:
+    """By modality, how many media went in and what became of them: each is in exactly one of the four counts. And of
+    "unused" ones the same by the id of their record, for the case that this is to be forgotten."""
     failed = {(f.id, f.modality, f.medium) for f in contents.failures if f.modality}
     filtered = {(d.id, d.modality, d.medium) for d in contents.dropped if d.modality}
     given = {
@@ -163,7 +166,13 @@ def _counts(contents: Contents, usable: Mapping[Key, Any], names: Iterable[str])
             "this is a fault of mmembed, please report it"
         )
     tables = {"media": given, **outcomes, "duplicates": set()}
-    return {what: {name: sum(key[1] == name for key in keys) for name in names} for what, keys in tables.items()}
+    counts = {what: {name: sum(key[1] == name for key in keys) for name in names} for what, keys in tables.items()}
+    unused: dict[str, dict[str, dict[str, int]]] = {}
+    for what in ("failed", "filtered"):
+        for id, name, _ in outcomes[what]:
+            of_record = unused.setdefault(id, {}).setdefault(what, {})
+            of_record[name] = of_record.get(name, 0) + 1
+    return {**counts, "unused": unused}
 
 
 def _stamps_table(contents: Contents, usable: Mapping[Key, Mapping[str, Any]], scratch: Scratch) -> pa.Table:
@@ -222,38 +231,72 @@ def leave_out(root: Place, unit: Unit, without: Mapping[str, Sequence[str]], mar
     Args:
         without: by id ("duplicate", reason, id of the twin) or ("repeated", reason, where its id was first used).
     """
-    number = unit.number
     receipt = read_receipt(root, unit, marks)
     assert receipt is not None
-    footer = {"fingerprint": receipt["fingerprint"], "without": {id: list(why) for id, why in without.items()}}
-    records = read_table((root / shard_path("records", number)).read_bytes())
-    sources = dict(zip(records["id"].to_pylist(), records["source"].to_pylist()))
-    gone = pa.array(sorted(without), pa.string())
+    rewrite_unit(root, unit.number, receipt, without)
+
+
+def rewrite_unit(
+    root: Place,
+    number: int,
+    receipt: Mapping[str, Any],
+    without: Mapping[str, Sequence[str]],
+    forgotten: Forgotten = NOTHING,
+) -> dict[str, Any]:
+    """Write a finished unit's files again, the records last: without some of its records, which belong to others, and
+    without any trace of some, as if the input had never had them. The same call goes on with one that was killed.
+
+    Args:
+        receipt: of the unit as it is.
+        without: as of `leave_out`.
+
+    Returns:
+        The receipt that it has now.
+    """
+    table = read_table((root / shard_path("records", number)).read_bytes()).replace_schema_metadata()
+    ids = table["id"].to_pylist()
+    gone = [id for id in ids if id in forgotten]
+    records = _rows_but(table, gone)
+    sources = dict(zip(ids, table["source"].to_pylist()))
+    without = {id: list(without[id]) for id in ids if id in without and id not in forgotten}
+    footer = {"fingerprint": receipt["fingerprint"], "without": without}
     segments, written = {}, {}
     for name in receipt["segments"]:
-        path = shard_path(f"features/{name}", number)
-        table = read_table((root / path).read_bytes())
-        table = table.filter(pc.invert(pc.is_in(table["id"], gone)))
-        segments[name] = table.num_rows
-        written[path] = write_table(root / path, table, footer | {"modality": marks.modalities[name]})
+        shard = shard_path(f"features/{name}", number)
+        mark = read_footer(root / shard)
+        assert mark is not None
+        features = _rows_but(read_table((root / shard).read_bytes()), [*without, *gone])
+        segments[name] = features.num_rows
+        written[shard] = write_table(root / shard, features, footer | {"modality": mark["modality"]})
     before = receipt["without"]
-    failures = _rows_but_of(root / shard_path("errors", number), before, sources, "error", RepeatedIdError.__name__)
+    kinds = {"errors": ("error", RepeatedIdError.__name__), "dropped": ("kind", "duplicate")}
+    failures, dropped = (
+        [
+            row
+            for row in _rows_but_of(root / shard_path(folder, number), before, sources, *which)
+            if (row["id"] or row["source"]) not in forgotten
+        ]
+        for folder, which in kinds.items()
+    )
+    lost = sum(not row["modality"] for row in failures)
     failures += [
         vars(Failure(id, "", None, "read", RepeatedIdError.__name__, str(RepeatedIdError.of(id, why[2])), sources[id]))
         for id, why in without.items()
         if why[0] == "repeated"
     ]
-    dropped = _rows_but_of(root / shard_path("dropped", number), before, sources, "kind", "duplicate")
     dropped += [
         vars(Dropped(id, "", "duplicate", why[1], why[2], sources[id]))
         for id, why in without.items()
         if why[0] == "duplicate"
     ]
     tables = {"errors": pa.Table.from_pylist(failures, ERRORS), "dropped": pa.Table.from_pylist(dropped, DROPPED)}
-    for folder, table in tables.items():
-        _write_if_any(root / shard_path(folder, number), table, footer)
-    stamps = root / shard_path("stamps", number)
-    write_table(stamps, read_table(stamps.read_bytes()).replace_schema_metadata(), footer)
+    for folder, rows in tables.items():
+        _write_if_any(root / shard_path(folder, number), rows, footer)
+    if (path := root / shard_path("stamps", number)).exists():
+        stamps = read_table(path.read_bytes()).replace_schema_metadata()
+        write_table(path, _stamps_but_of(stamps, table, set(gone), receipt["columns"]), footer)
+    if gone:
+        receipt = _without(receipt, table, records, set(gone))
     used = {
         kind: Counter(
             medium["modality"]
@@ -263,8 +306,14 @@ def leave_out(root: Place, unit: Unit, without: Mapping[str, Sequence[str]], mar
         )
         for kind in ("duplicate", "repeated")
     }
-    whole = receipt["whole"] if "whole" in receipt else {key: receipt[key] for key in ("used", "media")}
+    whole = _whole(receipt)
+    kept_out = sum(row["kind"] == KEPT_OUT for row in dropped)
+    rows_before = sum(receipt[what] for what in ("records", "lost", "kept_out", "skipped"))
     counts = {
+        "records": records.num_rows,
+        "lost": lost,
+        "kept_out": kept_out,
+        "skipped": rows_before - records.num_rows - lost - kept_out,
         "used": {name: whole["used"][name] - used["duplicate"][name] - used["repeated"][name] for name in segments},
         "media": {name: whole["media"][name] - used["repeated"][name] for name in segments},
         "duplicates": {name: used["duplicate"][name] for name in segments},
@@ -273,10 +322,54 @@ def leave_out(root: Place, unit: Unit, without: Mapping[str, Sequence[str]], mar
         "failed_records": len({row["source"] for row in failures}),
         "segments": segments,
         "written": written,
-        "whole": whole,
+        **({"whole": whole} if without else {}),
     }
-    table = records.replace_schema_metadata()
-    write_table(root / shard_path("records", number), table, receipt | footer | counts)
+    now = {key: value for key, value in receipt.items() if key != "whole"} | footer | counts
+    write_table(root / shard_path("records", number), records, now)
+    return now
+
+
+def _whole(receipt: Mapping[str, Any]) -> dict[str, dict[str, int]]:
+    """How many media went in and were used, before records that belong to others were left out."""
+    return dict(receipt["whole"]) if "whole" in receipt else {key: receipt[key] for key in ("used", "media")}
+
+
+def _without(receipt: Mapping[str, Any], before: pa.Table, after: pa.Table, gone: Collection[str]) -> dict[str, Any]:
+    """The receipt of a unit that never had some records, as far as it counts media and knows metadata.
+
+    Args:
+        before: the rows of records/ with them.
+        after: those without.
+    """
+    counts = {what: dict(values) for what, values in (_whole(receipt) | {"failed": receipt["failed"]}).items()}
+    counts["filtered"] = dict(receipt["filtered"])
+    unused = receipt.get("unused", {})  # which an earlier version did not note: its media stay counted
+    for id, media in zip(before["id"].to_pylist(), before["media"].to_pylist()):
+        if id not in gone:
+            continue
+        of_record = {"used": Counter(medium["modality"] for medium in media), **unused.get(id, {})}
+        for what, values in of_record.items():
+            for name, count in values.items():
+                counts[what][name] -= count
+                counts["media"][name] -= count
+    rows = [json.loads(text) for text in after["record"].to_pylist()]
+    keys = {key for row in rows for key in row}
+    columns = [column for column in receipt["columns"] if not column or column in keys]
+    media_keys = {*receipt["columns"], *(receipt["segments"] if "" in columns else ())}
+    return {
+        **receipt,
+        "whole": {key: counts[key] for key in ("used", "media")},
+        "failed": counts["failed"],
+        "filtered": counts["filtered"],
+        "unused": {id: what for id, what in unused.items() if id not in gone},
+        "columns": columns,
+        "kinds": metadata_kinds({key: row[key] for key in row if key not in media_keys} for row in rows),
+    }
+
+
+def _rows_but(table: pa.Table, ids: Iterable[str]) -> pa.Table:
+    """The rows of other ids."""
+    return table.filter(pc.invert(pc.is_in(table["id"], pa.array(sorted(ids), pa.string()))))
 
 
 def _rows_but_of(
@@ -289,6 +382,34 @@ def _rows_but_of(
         for row in rows
         if not (row["id"] in before and row[column] == value and row["source"] == sources.get(row["id"]))
     ]
+
+
+def _stamps_but_of(stamps: pa.Table, records: pa.Table, ids: Collection[str], columns: Collection[str]) -> pa.Table:
+    """The rows of stamps/ but those of files that some records alone are made of."""
+    if not ids:
+        return stamps
+    theirs: set[str] = set()
+    others: set[str] = set()
+    sources = set()
+    for id, source, text in zip(*(records[name].to_pylist() for name in ("id", "source", "record"))):
+        folder = files.parent(source.rpartition(":")[0])
+        for key, value in json.loads(text).items():
+            names = [name for name in (value if isinstance(value, list) else [value]) if isinstance(name, str)]
+            found = (posixpath.normpath(files.join(folder, name)) for name in names if key in columns or "" in columns)
+            (theirs if id in ids else others).update(found)
+        if id in ids:
+            sources.add(source)  # of a folder of files, their name but for its ending
+
+    def is_of(name: str, paths: Collection[str]) -> bool:
+        # What lies below the input's folder is named from there, though the record may give its whole path.
+        return name in paths or any(path.startswith("/") and path.endswith(f"/{name}") for path in paths)
+
+    kept = [
+        name.rpartition(".")[0] not in sources and (is_of(path, others) or not is_of(path, theirs))
+        for name in stamps["name"].to_pylist()
+        if (path := posixpath.normpath(name))
+    ]
+    return stamps.filter(pa.array(kept, pa.bool_()))
 
 
 @dataclass(frozen=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -46,6 +46,20 @@ class Read:
     failures: list[Failure]
     dropped: list[Dropped] = field(default_factory=list)
     redacted: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def items(self) -> list[Record | Failure | Dropped]:
+        """All of it."""
+        return [*self.records, *self.failures, *self.dropped]
+
+    def without(self, sources: Collection[str]) -> Read:
+        """But for what was read at some places."""
+        return replace(
+            self,
+            records=[record for record in self.records if record.source not in sources],
+            failures=[failure for failure in self.failures if failure.source not in sources],
+            dropped=[item for item in self.dropped if item.source not in sources],
+        )
 
 
 @dataclass(frozen=True)
@@ -245,8 +259,7 @@ class Privacy:
 
 def _ids_of(read: Read) -> dict[str, str]:
     """By source, the id of all that was read; "" of what has none."""
-    items: list[Record | Failure | Dropped] = [*read.records, *read.failures, *read.dropped]
-    return {item.source: item.id for item in items}
+    return {item.source: item.id for item in read.items}
 
 
 def _with_pseudonym(text: str, id: str, pseudonym: str) -> str:

@@ -213,12 +213,35 @@ def build_summary(dataset: Dataset) -> str:
     return f"{flow(dataset)}\n\n{format_table(json.loads(dataset.read('evaluation.json')))}"
 
 
+def forgetting(receipt: Mapping[str, Any]) -> str:
+    """What was done to forget some records.
+
+    Args:
+        receipt: as of `mmembed.forget.receipt_of`.
+    """
+    what: dict[str, Counter[str]] = {folder: Counter(rows=rows) for folder, rows in receipt["rows_removed"].items()}
+    for file in receipt["files"]:
+        folder = file["path"].rpartition("/")[0] or file["path"]
+        done = "removed" if file["after"] is None else "new" if file["before"] is None else "written"
+        what.setdefault(folder, Counter())[done] += 1
+    columns = ("rows", "written", "removed", "new")
+    counts = [[folder, *(f"{count[column]:,}" for column in columns)] for folder, count in sorted(what.items())]
+    return "\n\n".join(
+        [
+            table(["id", "outcome"], [[id, outcome] for id, outcome in receipt["ids"].items()]),
+            table(["in OUT", "rows removed", "files written again", "files removed", "new files"], counts),
+        ]
+    )
+
+
 def info(dataset: Dataset) -> str:
     """What a data set holds."""
     lines = [f"{dataset.root}: made from {dataset.input}", flow(dataset)]
     lines += ignored(dataset)
     lines += [f"errors/: {line}" for line in failures(dataset)]
     lines += [f"dropped/: {line}" for line in leavings(dataset)]
+    if dataset.forgotten:
+        lines.append(f"forgotten: {len(dataset.forgotten.ids):,} records, which every build leaves out")
     lines += [f"features of {name}: {space}" for name, space in dataset.modalities("extract").items()]
     if "project" in dataset.stages:
         spaces = sorted({str(space) for space in dataset.modalities("project").values()})

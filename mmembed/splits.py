@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,6 +38,17 @@ class Groups:
         """The group of a record."""
         group = group_of(id, record, self.column)
         return self.twins.get(group, group)
+
+    def without(self, forgotten: Container[str], holdout: float) -> Groups:
+        """These groups without the names of some; those that they stood for stay on their side of the split."""
+
+        def name(first: str) -> str:
+            if first not in forgotten:
+                return first
+            side = split_of(first, holdout)
+            return next(name for name in map(str, count()) if split_of(name, holdout) == side)
+
+        return replace(self, twins={g: name(first) for g, first in self.twins.items() if g not in forgotten})
 
 
 def group_of(id: str, record: Mapping[str, Any], group_column: str) -> str:

@@ -21,11 +21,11 @@ from mmembed.config import Config, FitConfig, from_json, to_json, with_absolute_
 from mmembed.dataset import CARD, EVALUATED, EVALUATION, REPORT, Dataset, File, Stage, describe, is_own, relative
 from mmembed.engine import Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
-from mmembed.extraction import ENCODERS, Extraction, refuse_other_configuration
+from mmembed.extraction import ENCODERS, Extraction, refuse_other_configuration, summary_of
 from mmembed.features import unit_files
 from mmembed.files import Place, is_url, listed, place
 from mmembed.progress import Counts, Progress
-from mmembed.project import GROUPS
+from mmembed.project import GROUPS, load_groups
 from mmembed.report import decisions, drift_line, failures, ignored, index_line
 from mmembed.shards import (
     fingerprint,
@@ -39,7 +39,6 @@ from mmembed.shards import (
     write_json,
 )
 from mmembed.splits import Groups, twins
-from mmembed.tables import merge_kinds
 from mmembed.types import Unit
 
 if TYPE_CHECKING:
@@ -112,7 +111,8 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
         CrashError: a worker process was killed from outside, or workers die whatever they do.
     """
     config = with_absolute_paths(config)
-    extraction = Extraction.of(input, dataset.root, config.extract)
+    dataset, _ = _purged(dataset)
+    extraction = Extraction.of(input, dataset.root, config.extract, dataset.forgotten)
     if not request.overwrite:
         refuse_other_configuration(dataset, extraction)
     location = input if is_url(input) else str(Path(input).absolute())
@@ -140,7 +140,7 @@ def extract(input: str, dataset: Dataset, config: Config, engine: Engine, reques
         for unit, receipt in zip(extraction.units, extraction.receipts(extraction.units))
     }
     files = {path: rows for number, found in receipts.items() for path, rows in unit_files(number, found).items()}
-    summary = _extract_summary(extraction.units, list(receipts.values()), extraction.spaces) | extraction.changes()
+    summary = summary_of(list(receipts.values()), extraction.spaces) | extraction.changes()
     summary["ignored"] = extraction.source.ignored()
     did = extract_line(summary)
     folders = ("features", "records", "errors", "dropped")
@@ -235,6 +235,7 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         UsageError: no two modalities ever come together in a record that is not held out.
         SpaceError: the maps of the other data set are for other features.
     """
+    dataset, _ = _purged(dataset)
     config = with_maps(config, dataset.root)
     if config.fit.maps:
         return _take_maps(dataset, config, Dataset.open(place(config.fit.maps)))
@@ -303,7 +304,7 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
 @_encrypted
 def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     """Features to embeddings/."""
-    from mmembed.project import VERSION, ProjectUnit, load_groups, load_maps
+    from mmembed.project import VERSION, ProjectUnit, load_maps
 
     maps = load_maps(dataset)
     kinds = dataset.stage("extract").summary["kinds"]
@@ -436,6 +437,82 @@ def evaluate(dataset: Dataset, config: Config) -> Dataset:
     return _commit(dataset, config, "evaluate", mark, dict.fromkeys(files), {}, EVALUATED, did)
 
 
+def forget(dataset: Dataset, ids: Sequence[str], engine: Engine) -> dict[str, Any]:
+    """Remove records for good: their rows first, then all that was learned from them is learned again from what is
+    left, with the data set's own configuration. A build leaves them out from now on. Gives the receipt, see
+    `mmembed.forget.receipt_of`.
+
+    Raises:
+        UsageError: the data set knows none of them.
+    """
+    from mmembed.forget import known, receipt_of
+
+    before, found = dataset, known(dataset, ids)
+    outcomes = {
+        id: "removed"
+        if id in found or before.forgotten.is_pending(id)
+        else ("forgotten before" if id in before.forgotten else "not found")
+        for id in ids
+    }
+    if all(outcome == "not found" for outcome in outcomes.values()):
+        raise UsageError(f"{dataset.root} has no record of the id {ids[0]!r}{', nor of the others' * (len(ids) > 1)}")
+    if found:
+        dataset = dataset.forgetting(found)
+    with encryption.sealing(from_json(Config(), dict(dataset.config)).extract.encrypt):
+        dataset, rows = _purged(dataset)
+    missing = ""
+    try:
+        dataset = _again(dataset, engine)
+    except MmembedError as error:
+        dataset = Dataset.open(dataset.root)
+        missing = str(error)
+    return receipt_of(before, dataset, outcomes, rows, missing)
+
+
+def _purged(dataset: Dataset) -> tuple[Dataset, Counter[str]]:
+    """A data set without rows that are to be forgotten; most have none."""
+    if not dataset.forgotten.pending:
+        return dataset, Counter()
+    from mmembed.forget import purge
+
+    dataset, rows = purge(dataset)
+    say(f"forget: {dataset.history[-1]['did']} removed")
+    return dataset, rows
+
+
+def _again(dataset: Dataset, engine: Engine) -> Dataset:
+    """The stages once more that have learned from what is forgotten."""
+    config = from_json(Config(), dict(dataset.config))
+    problem = ""
+    for name in dataset.forgotten.again:
+        if name in dataset.stages and dataset.stages[name].fingerprint:
+            continue
+        if name == "extract":
+            try:
+                dataset = _copies_back(dataset, config, engine)
+            except (MmembedError, OSError) as error:  # without them all else can be done
+                problem = f"records that were copies of what is forgotten are still left out: {error}"
+        elif name == "evaluate":
+            dataset = evaluate(dataset, config)
+        else:
+            dataset = {"fit": fit, "project": project, "index": index}[name](dataset, config, engine)
+    if problem:
+        raise UsageError(problem)
+    if dataset.forgotten.again:
+        dataset = replace(dataset, forgotten=replace(dataset.forgotten, again=()))
+        dataset.save()
+    return dataset
+
+
+def _copies_back(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
+    """The data set with records that are copies no longer, for whose sake it must be read from the input again."""
+    if "extract" in dataset.stages:  # else it is under way
+        extraction = Extraction.of(dataset.input, dataset.root, config.extract, dataset.forgotten)
+        if extraction.stale(False) or extraction.surplus:
+            raise UsageError(f"{dataset.input} has changed: run `mmembed build` to bring them back")
+    return extract(dataset.input, dataset, config, engine)
+
+
 def _run(
     stage: str,
     elements: Sequence[Any],
@@ -523,6 +600,9 @@ def _take_maps(dataset: Dataset, config: Config, other: Dataset) -> Dataset:
     dataset = dataset.begin("fit")
     for path in files:
         write_bytes(dataset.root / path, other.read(path))
+    if dataset.forgotten:  # which the other one may know
+        groups = load_groups(other).without(dataset.forgotten, config.fit.holdout)
+        write_json(dataset.root / GROUPS, asdict(groups))
     summary = {**other.stage("fit").summary, "spaces": {name: asdict(ours[name]) for name in names}}
     did = f"fit: took the maps, the dimension and the split of {other.root} for {', '.join(names)}"
     dataset = _commit(dataset, config, "fit", mark, dict.fromkeys(files), summary, ("maps",), did)
@@ -563,33 +643,6 @@ def _media_of_groups(dataset: Dataset, groups: Groups) -> Iterator[tuple[str, st
             group = groups.of(id, json.loads(record))
             for medium in media:
                 yield group, f"{medium['modality']}:{medium['content_hash']}"
-
-
-def _extract_summary(
-    units: Sequence[Unit], receipts: Sequence[Mapping[str, Any]], spaces: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Counts in and out, so that nothing vanishes unseen: of media, by modality, in = used + filtered + duplicates +
-    failed; of rows, rows = records + lost."""
-    skipped = sum(receipt["skipped"] for receipt in receipts)
-    repeated = sum(why[0] == "repeated" for receipt in receipts for why in receipt["without"].values())
-    return {
-        "spaces": spaces,
-        "rows": sum(unit.records for unit in units) - skipped,
-        "records": sum(receipt["records"] for receipt in receipts) - repeated,
-        **{
-            what: {name: sum(receipt[what][name] for receipt in receipts) for name in spaces}
-            for what in ("media", "used", "filtered", "duplicates", "failed", "segments")
-        },
-        "repeated": repeated,
-        "duplicate_records": sum(len(receipt["without"]) for receipt in receipts) - repeated,
-        "kept_out": sum(receipt["kept_out"] for receipt in receipts),
-        "failed_records": sum(receipt["failed_records"] for receipt in receipts),
-        "errors": sum(receipt["errors"] for receipt in receipts),
-        "dropped": sum(receipt["dropped"] for receipt in receipts),
-        "redacted": dict(sorted(sum((Counter(receipt["redacted"]) for receipt in receipts), Counter()).items())),
-        "columns": sorted({column for receipt in receipts for column in receipt["columns"]}),
-        "kinds": {key: kind or "string" for key, kind in sorted(merge_kinds(r["kinds"] for r in receipts).items())},
-    }
 
 
 def extract_line(summary: Mapping[str, Any]) -> str:

@@ -53,6 +53,7 @@ def verify(dataset: Dataset) -> list[str]:
     checks = (
         _leftovers(dataset),
         _counts(dataset),
+        _forgotten(dataset, sound),
         _features(sound),
         _embeddings(sound),
         _maps(sound),
@@ -146,6 +147,16 @@ def _counts(dataset: Dataset) -> Problems:
     for modality in _spaces(dataset, "project"):
         if rows(f"embeddings/{modality}") != rows(f"features/{modality}"):
             yield f"embeddings/{modality}", "not the files and rows of the features: run `mmembed project`"
+
+
+def _forgotten(dataset: Dataset, sound: Dataset) -> Problems:
+    """What is to be forgotten, and is there."""
+    if dataset.forgotten.pending:
+        yield "dataset.json", "records that are to be forgotten are not removed yet: run `mmembed forget` again"
+    for path, table in sound.tables("records") if dataset.forgotten else ():
+        yield from _named(
+            path, "to be forgotten", np.array([id in dataset.forgotten for id in table["id"].to_pylist()])
+        )
 
 
 def _features(sound: Dataset) -> Problems:

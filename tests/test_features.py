@@ -110,6 +110,7 @@ def test_a_receipt_counts_what_came_in_and_went_out(tmp_path: Path) -> None:
         "filtered": {"image": 0, "text": 1},
         "duplicates": {"image": 0, "text": 0},
         "failed": {"image": 1, "text": 0},
+        "unused": {"b": {"failed": {"image": 1}}, "c": {"filtered": {"text": 1}}},
         "errors": 2,
         "dropped": 1,
         "failed_records": 2,

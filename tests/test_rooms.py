@@ -16,11 +16,11 @@ MODULES = [*LIBRARY, *sorted(ROOT.glob("pipelines/*.py"))]
 
 # From the ground up: a room imports only what is above it.
 ROOMS = """
-    errors remote files encryption secret redaction types fetch modalities encoders testing linear moments
-    metrics pairs closed_form refine splits tables filters shards privacy inputs signatures watch scratch config
-    dataset pieces steps features duplicates extraction forecast bench fit project hubness kinds tune index
-    indexing search embed reader explain evaluate compare sample engine progress transforms card report pages
-    verify stages serve cli
+    errors remote files encryption secret redaction forgotten types fetch modalities encoders testing linear
+    moments metrics pairs closed_form refine splits tables filters shards privacy inputs signatures watch
+    scratch config dataset pieces steps features duplicates extraction forecast bench fit project forget hubness
+    kinds tune index indexing search embed reader explain evaluate compare sample engine progress transforms
+    card report pages verify stages serve cli
 """.split()  # noqa: SIM905
 NO_ROOMS = {"__init__", "__main__"}  # the version, and a way to start the program
 UNSAFE = {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}

@@ -20,6 +20,7 @@ from typing import Any, Protocol, cast
 from mmembed import files
 from mmembed.errors import ReadError, UsageError
 from mmembed.files import Stamp
+from mmembed.forgotten import Forgotten
 from mmembed.inputs.rows import Columns, Row, Rows
 from mmembed.privacy import Privacy, Read
 from mmembed.shards import fingerprint
@@ -89,11 +90,13 @@ class Source:
     Attributes:
         folder: what the names of files are relative to.
         files: (form, name) of each, in order.
+        forgotten: records that are left out, as if the input had none of them.
     """
 
     folder: str
     files: tuple[tuple[str, str], ...]
     choice: Choice = Choice()
+    forgotten: Forgotten = Forgotten()
 
     def units(self, records: int) -> list[Unit]:
         """All units in order, of at most so many records and UNIT_BYTES each; media are not read.
@@ -127,8 +130,20 @@ class Source:
 
     def read(self, unit: Unit) -> tuple[list[Record], list[Failure]]:
         """The records of one unit, and what of it is no record, as they may go out."""
-        read = self.choice.privacy.applied(self._read(unit))
-        return read.records, read.failures
+        _, shown, _ = self._read_twice(unit)
+        return shown.records, shown.failures
+
+    def _read_twice(self, unit: Unit) -> tuple[Read, Read, set[str]]:
+        """What one unit holds, as it is in the input and as it may go out, without what is to be forgotten; and the
+        sources of that."""
+        raw = self.choice.privacy.admitted(self._read(unit))
+        shown = self.choice.privacy.veiled(raw)
+        if not self.forgotten:
+            return raw, shown, set()
+        pairs = list(zip(raw.items, shown.items, strict=True))
+        veiled = {after.source for _, after in pairs if (after.id or after.source) in self.forgotten}
+        gone = {before.source for before, after in pairs if after.source in veiled}
+        return raw.without(gone), shown.without(veiled), gone
 
     def _read(self, unit: Unit) -> Read:
         """What one unit holds, as it is in the input."""
@@ -182,16 +197,18 @@ class Source:
     def read_stamped(self, unit: Unit) -> Batch:
         """The records of one unit, what of it is no record, and the stamps of the files that it is made from, by
         location, taken before they are read. (Of lines, the fingerprint is that of the content.)"""
-        privacy, before = self.choice.privacy, self._stamps(unit)
-        admitted = privacy.admitted(self._read(unit))
-        stamps = {**_stamps_of(admitted), **before}
-        read = privacy.veiled(admitted)
+        before = self._stamps(unit)
+        raw, shown, gone = self._read_twice(unit)
+        if gone and unit.form == "folder":  # where a source is the name of its files, but for their endings
+            location = self._location(unit.file)
+            names = (name for name in unit.place if name.rpartition(".")[0] in gone)
+            before = {place: before[place] for place in before.keys() - {files.join(location, name) for name in names}}
         return Batch(
-            tuple(read.records),
-            failures=tuple(read.failures),
-            dropped=tuple(read.dropped),
-            stamps=stamps,
-            redacted=read.redacted,
+            tuple(shown.records),
+            failures=tuple(shown.failures),
+            dropped=tuple(shown.dropped),
+            stamps={**_stamps_of(raw), **before},
+            redacted=shown.redacted,
         )
 
     def stamps(self, unit: Unit) -> dict[str, Stamp]:
