@@ -28,13 +28,16 @@ from mmembed.splits import number_of
 from mmembed.tables import (
     DROPPED,
     ERRORS,
+    RECORDS,
     STAMPS,
     dropped_table,
     errors_table,
+    features_schema,
     features_table,
     metadata_kinds,
     records_table,
     vectors_from_arrow,
+    vectors_to_arrow,
 )
 from mmembed.types import Dropped, Failure, Record, Segment, Unit
 
@@ -256,7 +259,7 @@ def rewrite_unit(
     table = read_table((root / shard_path("records", number)).read_bytes()).replace_schema_metadata()
     ids = table["id"].to_pylist()
     gone = [id for id in ids if id in forgotten]
-    records = _rows_but(table, gone)
+    records = _rows_but(table, gone, RECORDS)
     sources = dict(zip(ids, table["source"].to_pylist()))
     without = {id: list(without[id]) for id in ids if id in without and id not in forgotten}
     footer = {"fingerprint": receipt["fingerprint"], "without": without}
@@ -265,7 +268,8 @@ def rewrite_unit(
         shard = shard_path(f"features/{name}", number)
         mark = read_footer(root / shard)
         assert mark is not None
-        features = _rows_but(read_table((root / shard).read_bytes()), [*without, *gone])
+        features = read_table((root / shard).read_bytes())
+        features = _rows_but(features, [*without, *gone], features_schema(features["feature"].type.list_size))
         segments[name] = features.num_rows
         written[shard] = write_table(root / shard, features, footer | {"modality": mark["modality"]})
     before = receipt["without"]
@@ -367,9 +371,17 @@ def _without(receipt: Mapping[str, Any], before: pa.Table, after: pa.Table, gone
     }
 
 
-def _rows_but(table: pa.Table, ids: Iterable[str]) -> pa.Table:
-    """The rows of other ids."""
-    return table.filter(pc.invert(pc.is_in(table["id"], pa.array(sorted(ids), pa.string()))))
+def _rows_but(table: pa.Table, ids: Iterable[str], schema: pa.Schema) -> pa.Table:
+    """The rows of other ids, with the bytes that they would have alone: what was read calls the items of lists by other
+    names than what was made."""
+    kept = table.filter(pc.invert(pc.is_in(table["id"], pa.array(sorted(ids), pa.string()))))
+    columns = [
+        vectors_to_arrow(vectors_from_arrow(kept[field.name]), field.type)
+        if pa.types.is_fixed_size_list(field.type)
+        else pa.array(kept[field.name].to_pylist(), field.type)
+        for field in schema
+    ]
+    return pa.table(columns, schema=schema)
 
 
 def _rows_but_of(

@@ -270,7 +270,6 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     starts = range(0, len(numbers), size)
     blocks = [(block, tuple(numbers[start : start + size])) for block, start in enumerate(starts)]
     groups = _groups(dataset, config.fit)
-    write_json(dataset.root / GROUPS, asdict(groups))
     share = sample_share(dataset.stage("extract").summary["records"], [space.dim for space in spaces.values()])
     transform = FitMaps(
         AccumulateBlock(dataset, tuple(spaces), config.fit, groups, share),
@@ -281,6 +280,7 @@ def fit(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         _run("FitMaps", blocks, transform, engine, ram=fit_bytes([space.dim for space in spaces.values()]))
     finally:
         remove_folder(dataset.root / MOMENTS)
+    write_json(dataset.root / GROUPS, asdict(groups))
 
     report = json.loads(bytes(read_bytes(dataset.root / "maps" / "fit.json")))
     files = dict.fromkeys([*(f"maps/{name}.safetensors" for name in report["modalities"]), "maps/fit.json", GROUPS])
