@@ -217,6 +217,7 @@ def test_no_build_brings_it_back(made: Set, rows: Rows) -> None:
 
 def test_the_rest_is_as_if_it_had_never_been_there(made: Set, tmp_path: Path) -> None:
     made.rows.append(made.rows.pop(PLACE))  # the last one: all units are the same without it
+    shutil.rmtree(made.out)
     made.build()
     made.forget(VICTIM)
     made.rows.pop()
