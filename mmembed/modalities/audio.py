@@ -295,6 +295,28 @@ class _Source:
         return self.tell()
 
 
+def open_sound(media: Media) -> tuple[BinaryIO, soundfile.SoundFile, int]:
+    """A file, the sound in it from its first frame on, and how many frames it has. Whoever takes them closes both.
+
+    Raises:
+        ReadError: the file can't be opened.
+        DecodeError: it is no sound that libsndfile reads.
+    """
+    label, binary = media.path or "a sound", media.open()
+    try:
+        file = _open(binary, label)
+        if not RATES[0] <= file.samplerate <= RATES[1]:
+            raise DecodeError(f"{label}: a rate of {file.samplerate} Hz is outside {RATES[0]} to {RATES[1]} Hz")
+        frames = file.frames
+        if frames >= LONGEST_KNOWN * file.samplerate:
+            with media.open() as again:
+                frames = sum(map(len, _blocks(_open(again, label), again, file.samplerate, label)))
+    except RecordError:
+        binary.close()
+        raise
+    return binary, file, frames
+
+
 def _open(binary: BinaryIO, label: str) -> soundfile.SoundFile:
     """Raises DecodeError if it is no sound."""
     import soundfile

@@ -64,12 +64,12 @@ class Thumbnail:
 
 
 def thumbnail(media: Media, side: int = SIDE) -> Thumbnail:
-    """A picture made small; never enlarged.
+    """A picture made small; never enlarged. Boxes of it that nobody may see (`Media.blur`) are covered.
 
     Raises:
         RecordError: it can't be read or decoded.
     """
-    picture = Image(size=max(side, 16)).decode(media)
+    picture = Image(size=min(max(side, 16), 1024)).decode(media)
     pixels = picture.pixels.copy()
     pixels.thumbnail((side, side))
     return Thumbnail(pixels, picture.width, picture.height)

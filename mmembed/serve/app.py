@@ -134,20 +134,18 @@ def _add_media(app: FastAPI, backend: Backend, lane: Lane) -> None:
         ] = "",
         range: Annotated[str, Header()] = "",
     ) -> Response:
-        """A medium of a record as it is. Of sounds and pictures also a range of bytes."""
+        """A text as it is; what a picture shows as WebP, what a sound sounds like as WAV, or a range of their bytes."""
         if modality == "text":
             return PlainTextResponse(await lane.run(lambda: _found(backend.text, id, name)), headers=_KEEP)
         try:
             served = await lane.run(lambda: _found(backend.served, modality, id, name, range))
         except RangeError as error:
             raise HTTPException(416, f"it has {error} bytes", {"Content-Range": f"bytes */{error}"}) from error
-        if served is None:
-            raise HTTPException(404, f"the {modality} of {id!r} is of no type that is served")
         whole = served.end - served.start == served.size
         headers = {**_KEEP, "Accept-Ranges": "bytes", "Content-Length": str(served.end - served.start)}
         if not whole:
             headers["Content-Range"] = f"bytes {served.start}-{served.end - 1}/{served.size}"
-        return StreamingResponse(served.blocks(), 200 if whole else 206, headers, served.type)
+        return StreamingResponse(served.blocks, 200 if whole else 206, headers, served.type)
 
     @app.get("/thumbnail/{modality}/{id:path}", summary="A small picture", tags=["media"], response_class=Response)
     async def thumbnail(

@@ -18,7 +18,7 @@ from PIL import Image as pillow
 import mmembed
 from mmembed.errors import DatasetError, MmembedError, UsageError
 from mmembed.explain import explain
-from mmembed.search import Query, Searcher
+from mmembed.search import Clause, Query, Searcher
 from mmembed.serve import media
 from mmembed.serve.answers import Answer, Hit, Info, Key, Match, Matches, Sample
 from mmembed.serve.questions import Asked, Options, medium_query
@@ -110,8 +110,7 @@ class Backend:
         id = str(asked.parts["id"])
         for modality in sorted(self.searcher.askable, key=lambda modality: modality != to):
             with suppress(UsageError):
-                content = media.content_of(self._media(id, modality))
-                return medium_query(modality, content)
+                return Query((Clause(modality, self._media(id, modality)),))
         raise UsageError(f"the record {id!r} has no medium that can be explained")
 
     def _media(self, id: str, modality: str, name: str = "") -> Media:
@@ -131,12 +130,12 @@ class Backend:
         """
         return str(self.searcher.encoders["text"][0].decode(self._media(id, "text", name)))
 
-    def served(self, modality: str, id: str, name: str, wanted: str) -> media.Served | None:
+    def served(self, modality: str, id: str, name: str, wanted: str) -> media.Served:
         """A picture or a sound of a record, see `media.serve`.
 
         Raises:
             UsageError: there is none.
-            ReadError: it can't be opened.
+            RecordError: it can't be read or decoded.
             RangeError: it ends before what is asked for.
         """
         return media.serve(self._media(id, modality, name), modality, wanted)
