@@ -6,6 +6,7 @@ import base64
 import datetime
 import math
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -47,6 +48,13 @@ SUFFIXES = {
     "audio": ("wav", "flac", "mp3", "ogg", "opus", "aif", "aiff", "m4a"),
 }
 """By modality, the endings of its files where files themselves are the input. What can't be decoded is an error row."""
+
+_MEDIUM = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|(RIFF|RF64|FORM)....(WEBP|WAVE|AIF[FC])|GIF8[79]a|BM....\0\0\0\0|II\*\0|MM\0\*|P[1-6]\s"
+    rb"|....ftyp|fLaC|OggS|ID3|\xff[\xf2\xf3\xfa\xfb]|\.snd|caff",
+    re.DOTALL,
+)
+"""How files of pictures and sounds begin."""
 
 _ENDINGS = [ending for several in SUFFIXES.values() for ending in several]
 
@@ -195,17 +203,21 @@ def _several(value: Any) -> list[Any]:
 
 def _plain(value: Any) -> Any:
     """Metadata as JSON has them, at any depth: dates in ISO form, bytes in base64, no number that is not finite; of a
-    file that is no medium of the record, its path."""
+    file that is no medium of the record, its path, and of the bytes of a picture or a sound nothing, for outputs hold
+    no originals."""
     if isinstance(value, str | int | None):
         return value
     if isinstance(value, dict):
+        if value.keys() == {"bytes", "path"}:
+            return _plain(value["path"])
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):  # a map is a list of pairs
         return [_plain(item) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, bytes):
-        return base64.b64encode(value).decode()
+        is_medium = len(value) > 64 and _MEDIUM.match(value)  # shorter ones are hashes and the like
+        return None if is_medium else base64.b64encode(value).decode()
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     return value.path if isinstance(value, Media) else str(value)
