@@ -273,7 +273,8 @@ def _field_arguments(group: argparse._ArgumentGroup, config: Any, path: str, pre
         if is_dataclass(value):
             _field_arguments(group, value, f"{path}.{item.name}", f"{item.name}-")
             continue
-        flag, dest = f"--{prefix}{item.name}".replace("_", "-"), f"{path}.{item.name}"
+        flag = item.metadata.get("flag") or f"--{prefix}{item.name}".replace("_", "-")
+        dest = f"{path}.{item.name}"
         help = item.metadata.get("help", "")
         if isinstance(value, bool):
             group.add_argument(flag, dest=dest, action=argparse.BooleanOptionalAction, default=MISSING, help=help)

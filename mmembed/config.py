@@ -117,7 +117,9 @@ class ExtractConfig:
     def choice(self) -> Choice:
         """What of the input is read."""
         media = {"image": self.image_column, "text": self.text_column, "audio": self.audio_column}
-        return Choice(self.id_column, media, self.allow_outside, self.limit, self.sample, self.privacy)
+        return Choice(
+            self.id_column, media, self.allow_outside, self.limit, self.sample, self.privacy, self.image.blur_boxes
+        )
 
     @property
     def fetcher(self) -> Fetcher:

@@ -51,7 +51,8 @@ class Embedder:
         names = list(searcher.dataset.modalities("fit"))
         modalities = {name: searcher.encoders[name][0] for name in names}
         encoders = {name: searcher.encoders[name][1] for name in names}
-        parser = Rows(MANIFEST_COLUMNS, self.folder, id_needed=True)
+        blur = searcher.config.extract.image.blur_boxes
+        parser = Rows(MANIFEST_COLUMNS, self.folder, id_needed=True, blur=blur)
         # Each for itself, for a stream may bring an id again.
         parsed = [parser.parse([(str(row.get(MANIFEST_COLUMNS.id) or ""), dict(row))]) for row in rows]
         failures = [failure for _, failed in parsed for failure in failed]

@@ -33,8 +33,8 @@ _PUBLIC_HOSTS = Fetcher()
 _NOTHING = Batch(())
 _ANY: Mapping[str, int] = {}
 
-Key = tuple[str, str, Span]
-"""Of what a segment holds: its modality, the content hash of its medium, and its span."""
+Key = tuple[str, str, Span, str]
+"""Of what a segment holds: its modality, the content hash of its medium, its span, and what of it is hidden."""
 
 Known = dict[Key, NDArray[np.float32]]
 """Features of a unit by what they are of: the same segment is encoded once."""
@@ -131,7 +131,7 @@ def encode_segments(
     encoder, known = encoders[batch.modality], {} if known is None else known
 
     def key(segment: Segment) -> Key:
-        return batch.modality, segment.content_hash, segment.span
+        return batch.modality, segment.content_hash, segment.span, segment.blur
 
     new: dict[Key, Segment] = {}
     for segment in batch.items:
@@ -255,7 +255,17 @@ def _segments(
         for span, piece in done.segments if done else modality.segment(modality.decode(media), record.metadata):
             name = piece if isinstance(piece, str) else media.path
             yield Segment(
-                record.id, number, span, name, content_hash, piece, job.medium, bool(done), signed, record.source
+                record.id,
+                number,
+                span,
+                name,
+                content_hash,
+                piece,
+                job.medium,
+                encoded=bool(done),
+                signature=signed,
+                source=record.source,
+                blur=media.blur,
             )
             number += 1
         for kind, message in done.failures if done else ():

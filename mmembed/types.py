@@ -81,6 +81,8 @@ class Media:
         column: the key of the record that it stands under.
         cut: the pieces that it is worked on in (`mmembed.pieces`), if there are several.
         hidden: where it is read, if its path doesn't say so any more; never part of an output.
+        blur: boxes of a picture that nobody may see, as JSON; "" for none. They travel with it, so that whoever decodes
+            it, for an encoder or for a page, gets it without them.
     """
 
     path: str = ""
@@ -90,6 +92,7 @@ class Media:
     column: str = ""
     cut: Cut | None = None
     hidden: str = ""
+    blur: str = ""
 
     def __post_init__(self) -> None:
         if not self.path and self.content is None:
@@ -192,6 +195,7 @@ class Segment:
         encoded: whether `data` is the feature.
         signature: of the whole medium, where near duplicates are looked for.
         source: of its record.
+        blur: of the medium: the same file with other boxes hidden is another picture.
     """
 
     id: str
@@ -204,6 +208,7 @@ class Segment:
     encoded: bool = False
     signature: bytes = b""
     source: str = ""
+    blur: str = ""
 
 
 @dataclass(frozen=True)

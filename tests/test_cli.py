@@ -255,3 +255,8 @@ def test_a_path_in_a_table_can_be_opened_from_here(tmp_path: Path, monkeypatch: 
     assert path_from_here(manifest, "in/an/archive.png") == "in/an/archive.png"
     assert path_from_here(manifest, "https://example.org/frog.png") == "https://example.org/frog.png"
     assert path_from_here("s3://bucket/manifest.jsonl", "images/frog.png") == "images/frog.png"
+
+
+def test_a_flag_may_have_a_name_of_its_own() -> None:
+    help = mmembed("build", "--help").stdout
+    assert "--blur-boxes STR" in help and "--image-blur-boxes" not in help and "--image-boxes STR" in help

@@ -73,6 +73,7 @@ class Choice:
         limit: the first so many rows; 0 for all.
         sample: a share of the records, by a hash of their ids.
         privacy: what of them may go out.
+        blur: the key of boxes of pictures that nobody may see, see `mmembed.modalities.image.Image`; "" for none.
     """
 
     id_column: str = ""
@@ -81,6 +82,7 @@ class Choice:
     limit: int = 0
     sample: float = 1.0
     privacy: Privacy = Privacy()
+    blur: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,7 @@ class Source:
             self.choice.allow_outside,
             id_needed=bool(self.choice.id_column),
             named_files=unit.file.rsplit("/", 1)[-1] in METADATA_FILES,
+            blur=self.choice.blur,
         )
         records, failures = parser.parse(_exactly(unit, form.rows(location, unit.file, unit.place)))
         if self.choice.sample < 1:
@@ -182,7 +185,8 @@ class Source:
         private and can't work; meant for the first unit."""
         privacy = self.choice.privacy
         privacy.check(self._read(unit) if privacy.require else Read([], []))
-        named = [*self.choice.media_columns.values(), (self.choice.id_column,) if self.choice.id_column else ()]
+        others = [(column,) for column in (self.choice.id_column, self.choice.blur) if column]
+        named = [*self.choice.media_columns.values(), *others]
         if not any(named):
             return
         found: dict[str, None] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import datetime
+import json
 import math
 import os
 import re
@@ -72,6 +73,7 @@ class Rows:
         allow_outside: whether paths may leave that folder.
         id_needed: whether a row without an id is an error; else its id is a hash of its content.
         named_files: whether the columns file_name and *_file_name name media, as in Hugging Face's folders.
+        blur: the column of boxes of pictures that nobody may see; "" for none.
     """
 
     columns: Columns
@@ -79,6 +81,7 @@ class Rows:
     allow_outside: bool = False
     id_needed: bool = False
     named_files: bool = False
+    blur: str = ""
 
     def parse(self, rows: Iterable[Row]) -> tuple[list[Record], list[Failure]]:
         """Records, and failures for rows or media that are not what they should be."""
@@ -110,6 +113,9 @@ class Rows:
             ]
             keys = {self.columns.id, *self._keys}
             metadata = {key: _plain(value) for key, value in values.items() if key not in keys}
+            if "image" in media and self.blur and (boxes := _plain(values.get(self.blur))) not in (None, []):
+                blur = json.dumps(boxes)  # what is wrong with them is said where the picture is decoded
+                media["image"] = tuple(replace(item, blur=blur) for item in media["image"])
             records.append(Record(id, media, metadata, source))
         return records, failures
 

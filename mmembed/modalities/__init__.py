@@ -9,9 +9,10 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from mmembed.types import Media, Span
 
 
-def option(default: Any, help: str) -> Any:
-    """A field of a configuration: its default, and what the command line says of it."""
-    return field(default=default, metadata={"help": help})
+def option(default: Any, help: str, flag: str = "") -> Any:
+    """A field of a configuration: its default, what the command line says of it, and its flag where it is not named
+    after its place."""
+    return field(default=default, metadata={"help": help, "flag": flag})
 
 
 class Modality(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import struct
@@ -65,6 +66,16 @@ DCT_SPARE, BOX_SPARE = 1.1, 1.5
 times the resolution that is needed. From there, the last resampling is hard to tell from one of all pixels; the DCT
 leaves out fine detail more cleanly than means do (docs/encoders.md)."""
 
+COVER = (128, 128, 128)
+"""What is laid over hidden boxes: one colour, for a blur or a mean keeps something of what is beneath (of a face the
+colour of the skin, of writing its length), and what is not there needs no proof that it can't be brought back."""
+
+EXACT_MARGIN, LOSSY_MARGIN = 2, 18
+"""Pixels of the original around hidden boxes that are covered too. Lossy forms spread what is in a box over the blocks
+that it touches: in a JPEG with common sampling, 16 x 16 pixels, and 2 more where its colours are enlarged."""
+
+_EXACT = ("PNG", "GIF", "BMP", "PPM")
+
 CELLS = 8
 """Rows and columns of the grid in which explanations tell the parts of a picture apart."""
 
@@ -106,6 +117,10 @@ class Image:
         boxes: a key of the record's metadata that holds boxes, each [left, top, right, bottom], or an object of these
             keys or of x, y, width and height, in pixels of the oriented original: further segments after the whole
             picture, which is then decoded at its full resolution; "" for none.
+        blur_boxes: a key of the record's metadata that holds boxes, as of `boxes`: they and a margin are covered as
+            soon as the picture is decoded, for whatever purpose. The reader of the input takes them from the record
+            to its media (`Media.blur`); where the key is missing, null or an empty list, nothing is hidden. A box
+            that is none, or lies outside the picture, makes the picture an error.
         min_side: a picture whose shorter side has fewer pixels is left out.
         max_aspect: a picture whose longer side is more than so many times the other is left out; 0: none is.
     """
@@ -116,6 +131,9 @@ class Image:
     )
     tiles: str = option("", "RxC: the tiles of a grid of R rows and C columns are further segments, like 2x3")
     boxes: str = option("", "a key of the metadata with boxes [left, top, right, bottom]: they are further segments")
+    blur_boxes: str = option(
+        "", "a key of the metadata with boxes, as of --image-boxes: they are made unrecognizable", "--blur-boxes"
+    )
     min_side: int = option(0, "leave out pictures whose shorter side has fewer pixels")
     max_aspect: float = option(
         0.0, "leave out pictures whose longer side is more than so many times the other; 0: none"
@@ -154,14 +172,14 @@ class Image:
     @property
     def by_content(self) -> bool:
         """Whether segments depend on the medium alone: boxes are metadata."""
-        return not self.boxes
+        return not self.boxes and not self.blur_boxes
 
     def decode(self, media: Media) -> Picture:
         """Decode at not much more than the needed resolution: less than 3 times it stays on each side.
 
         Raises:
             ReadError: the file can't be opened.
-            DecodeError: it is not a picture, broken, or larger than MAX_PIXELS.
+            DecodeError: it is not a picture, broken, or larger than MAX_PIXELS; or what is to be hidden is no box.
             FilteredError: its size or aspect is outside what is wanted.
         """
         from PIL import Image as pillow
@@ -173,12 +191,16 @@ class Image:
             try:
                 with pillow.open(file, formats=FORMATS) as image:
                     self._filter(*image.size)
-                    return self._decode(image)
+                    picture = self._decode(image)
+                    margin = EXACT_MARGIN if image.format in _EXACT else LOSSY_MARGIN
             except (*BAD_DATA, pillow.DecompressionBombError) as error:
                 # Pillow's own words for it hold a memory address, and a rerun must give the same message.
                 unknown = isinstance(error, UnidentifiedImageError)
                 reason = f"it is none of {', '.join(FORMATS)}" if unknown else str(error) or type(error).__name__
                 raise DecodeError(f"can't decode {media.path or 'the picture'}: {reason}") from error
+        if media.blur:
+            _cover(picture, json.loads(media.blur), margin)
+        return picture
 
     def _filter(self, width: int, height: int) -> None:
         """Raise FilteredError for a picture of a size that is not wanted."""
@@ -204,7 +226,9 @@ class Image:
         shown = _shown(small.size, (filled[0] / factor, filled[1] / factor), orientation)
         if orientation >= 5:
             width, height = height, width
-        return Picture(_orient(_to_srgb(small, profile), orientation), width, height, (0, 0, width, height), shown)
+        pixels = _orient(_to_srgb(small, profile), orientation)
+        pixels.info = {}  # comments and the like: whoever saves the pixels saves nothing else
+        return Picture(pixels, width, height, (0, 0, width, height), shown)
 
     def _kept(self, width: int, height: int, spare: float) -> tuple[int, int]:
         """The least size to keep: `spare` times the resolution of the sharpest segment.
@@ -326,6 +350,26 @@ def _box(value: Any, picture: Picture) -> tuple[int, int, int, int]:
             f"the box {shortened(value)} holds nothing of the picture of {picture.width} x {picture.height}"
         )
     return left, top, right, bottom
+
+
+def _cover(picture: Picture, values: Any, margin: int) -> None:
+    """Lay COVER over boxes and a margin, and over each pixel of a reduced picture that holds some of them.
+
+    Raises:
+        DecodeError: as of `_boxes`; or a box is one pixel, as those are that are given in parts of the whole.
+    """
+    pixels, (left, top, right, bottom) = picture.pixels, picture.shown
+    across, down = (right - left) / picture.width, (bottom - top) / picture.height
+    for box in _boxes(values, picture):
+        if box == (0, 0, 1, 1):
+            raise DecodeError("a box to be hidden is one pixel: boxes are in pixels, not in parts of the picture")
+        covered = (
+            max(0, math.floor(left + (box[0] - margin) * across)),
+            max(0, math.floor(top + (box[1] - margin) * down)),
+            min(pixels.width, math.ceil(left + (box[2] + margin) * across)),
+            min(pixels.height, math.ceil(top + (box[3] + margin) * down)),
+        )
+        pixels.paste(COVER, covered)
 
 
 def _is_number(value: Any) -> bool:

@@ -132,3 +132,20 @@ def test_a_limit_is_the_first_rows_and_leaves_whole_units_as_they_are(tmp_path: 
     assert [record.id for record in found] == [f"r{number}" for number in range(min(limit, 10))]
     whole, cut = (open_source(str(file), Choice(limit=count)).units(4) for count in (0, limit))
     assert [a == b for a, b in zip(whole, cut)].count(True) == min(limit, 10) // 4 + (limit >= 10)
+
+
+def test_hidden_boxes_go_with_the_pictures_of_a_record(tmp_path: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"id": "a", "image": ["a.png", "b.png"], "text": "A", "faces": [[1, 2, 3, 4]]},
+        {"id": "b", "image": "a.png", "faces": []},
+        {"id": "c", "image": "a.png", "faces": None},
+        {"id": "d", "image": "a.png"},
+        {"id": "e", "image": "a.png", "faces": "wrong"},
+        {"id": "f", "text": "F", "faces": [[1, 2, 3, 4]]},
+    ]
+    records, failures = read_all(manifest(tmp_path, *rows), choice=Choice(blur="faces"))
+    blur = {record.id: [media.blur for media in record.media.get("image", ())] for record in records}
+    boxes = "[[1, 2, 3, 4]]"
+    assert blur == {"a": [boxes, boxes], "b": [""], "c": [""], "d": [""], "e": ['"wrong"'], "f": []}
+    assert not failures and list(records[-1].media) == ["text"] and records[0].media["text"][0].blur == ""
+    assert records[0].metadata == {"faces": [[1, 2, 3, 4]]}

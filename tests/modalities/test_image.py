@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import json
+import math
 import pickle
 import tracemalloc
 import warnings
+from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from PIL import ImageCms, ImageOps, features
 
 from mmembed.errors import DecodeError, FilteredError, ReadError, UsageError
 from mmembed.modalities import image as module
-from mmembed.modalities.image import BOX_SPARE, DCT_SPARE, Image, Picture
+from mmembed.modalities.image import BOX_SPARE, COVER, DCT_SPARE, EXACT_MARGIN, LOSSY_MARGIN, Image, Picture
 from mmembed.types import Media
 
 
@@ -497,6 +500,117 @@ def test_boxes_that_are_none_are_an_error_before_any_segment(boxes: Any) -> None
     picture = image.decode(Media(content=png(pillow.new("RGB", (100, 50), "red"))))
     with pytest.raises(DecodeError, match="box"):
         next(image.segment(picture, {"faces": boxes}))
+
+
+def hidden(picture: pillow.Image, form: str, boxes: Any, orientation: int = 1, **options: Any) -> Media:
+    exif = pillow.Exif()
+    exif[0x0112] = orientation
+    return Media(content=encoded(picture, form, exif=exif, **options), blur=json.dumps(boxes))
+
+
+def stored(box: Sequence[int], orientation: int, width: int, height: int) -> tuple[int, ...]:
+    """Where a box of the oriented picture lies in what is stored, which has such a size."""
+    turned = height, width
+    left, top, right, bottom = box
+    across, down = turned if orientation > 4 else (width, height)
+    if orientation in (2, 3, 6, 7):
+        left, right = across - right, across - left
+    if orientation in (3, 4, 7, 8):
+        top, bottom = down - bottom, down - top
+    return (top, left, bottom, right) if orientation > 4 else (left, top, right, bottom)
+
+
+FORMS = [("PNG", {}), ("JPEG", {"quality": 90}), ("JPEG", {"quality": 60, "subsampling": 1, "progressive": True})]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.tuples(st.integers(20, 330), st.integers(20, 330)),
+    st.lists(st.tuples(*[st.integers(-40, 320), st.integers(1, 200)] * 2), min_size=1, max_size=3),
+    st.integers(1, 8),
+    st.sampled_from(FORMS),
+    st.sampled_from([16, 128]),
+)
+def test_what_is_hidden_leaves_no_trace_and_what_is_not_stays(
+    size: tuple[int, int],
+    sides: list[tuple[int, int, int, int]],
+    orientation: int,
+    form: tuple[str, dict[str, Any]],
+    side: int,
+) -> None:
+    """At whatever resolution, orientation and form: pictures that differ in hidden boxes alone become the same."""
+    upright = size[::-1] if orientation > 4 else size
+    boxes = [(left, top, left + width, top + height) for left, width, top, height in sides]
+    boxes = [box for box in boxes if box[0] < upright[0] and box[1] < upright[1] and box[2] > 0 and box[3] > 0]
+    boxes = [box for box in boxes if box[2] > 1 or box[3] > 1]
+    plain, other = noise(size[1], size[0]), noise(size[1], size[0])
+    for number, box in enumerate(boxes):
+        other.paste((255, 40 * number, 0), stored(box, orientation, *size))  # type: ignore[arg-type]
+    image = Image(size=side)
+    first, second = (image.decode(hidden(of, form[0], boxes, orientation, **form[1])) for of in (plain, other))
+    assert (first.width, first.height) == upright
+    assert np.array_equal(np.asarray(first.pixels), np.asarray(second.pixels))
+    assert np.array_equal(image.normalize(first), image.normalize(second))
+    whole = image.decode(hidden(plain, form[0], [], orientation, **form[1]))
+    far = np.ones(np.asarray(whole.pixels).shape[:2], bool)
+    scale = max(whole.width / whole.pixels.width, whole.height / whole.pixels.height)
+    margin = (EXACT_MARGIN if form[0] == "PNG" else LOSSY_MARGIN) / scale + 2
+    for box in boxes:
+        left, top, right, bottom = (round(value / scale) for value in box)
+        far[
+            max(0, math.floor(top - margin)) : max(0, math.ceil(bottom + margin)),
+            max(0, math.floor(left - margin)) : max(0, math.ceil(right + margin)),
+        ] = False
+    assert np.array_equal(np.asarray(first.pixels)[far], np.asarray(whole.pixels)[far])
+
+
+def test_hidden_boxes_are_covered_with_one_colour() -> None:
+    got = np.asarray(Image().decode(hidden(noise(100, 80), "PNG", [[20, 30, 40, 50]])).pixels)
+    assert (got[28:52, 18:42] == COVER).all() and not (got[27] == COVER).all() and not (got[:, 42] == COVER).all()
+
+
+def test_a_large_picture_that_is_reduced_is_covered_too() -> None:
+    box = [1001, 503, 1403, 807]
+    for form in ("PNG", "JPEG"):
+        picture = Image(size=64).decode(hidden(smooth(3001, 2003), form, [box]))
+        assert picture.pixels.width < 400
+        scale = picture.pixels.width / 3001
+        left, top, right, bottom = (round(value * scale) for value in box)
+        assert (np.asarray(picture.pixels)[top:bottom, left:right] == COVER).all()
+        assert not (np.asarray(picture.pixels)[: top - 4] == COVER).all(axis=2).any()
+
+
+def test_tiles_and_boxes_show_what_is_hidden_as_little() -> None:
+    blur, seen = [[10, 10, 50, 40]], [[10, 10, 40, 40], [60, 0, 100, 50]]
+    first, second = noise(50, 100), noise(50, 100)
+    second.paste("red", (10, 10, 50, 40))
+    for image in (Image(tiles="2x3", blur_boxes="faces"), Image(boxes="parts", blur_boxes="faces")):
+        both = [
+            [image.normalize(piece) for _, piece in image.segment(image.decode(medium), {"parts": seen})]
+            for medium in (hidden(first, "PNG", blur), hidden(second, "PNG", blur))
+        ]
+        assert len(both[0]) >= 3 and all(map(np.array_equal, *both))
+        assert not image.by_content
+    assert (both[0][1] == COVER).all()
+
+
+def test_a_picture_whose_hidden_boxes_are_none_is_not_decoded() -> None:
+    for boxes in (
+        "all",
+        7,
+        {"left": 1},
+        [[1, 2, 3]],
+        [[0.1, 0.2, 0.5, 0.6]],
+        [[200, 0, 300, 5]],
+        [[9, 9, 20, 20], None],
+    ):
+        with pytest.raises(DecodeError, match="box"):
+            Image(blur_boxes="faces").decode(hidden(noise(), "PNG", boxes))
+
+
+def test_nothing_of_a_file_but_its_pixels_is_left_when_it_is_decoded() -> None:
+    picture = Image().decode(Media(content=encoded(noise(), "JPEG", comment=b"secret", xmp=b"<secret/>")))
+    assert picture.pixels.info == {} and b"secret" not in encoded(picture.pixels, "JPEG")
 
 
 def png(picture: pillow.Image) -> bytes:

@@ -440,7 +440,7 @@ def test_the_receipt_is_a_table_for_a_person(made: Set) -> None:
     said = mmembed("forget", made.out, "--id", VICTIM, "--id", "nobody", *IN_PROCESS).stdout
     assert f"{VICTIM}  removed" in said and f"{'nobody':<{len(VICTIM)}}  not found" in said
     lines = {line.split()[0]: line.split()[1:] for line in said.splitlines() if line}
-    assert lines["records"] == ["1", "1", "0", "0"] and lines["features/audio"] == ["0", "1", "0", "0"]
+    assert lines["records"] == ["1", "1", "0", "0"] and lines["embeddings/text"] == ["0", "4", "0", "0"]
 
 
 def test_a_bucket_forgets(origin: Path, tmp_path: Path) -> None:
