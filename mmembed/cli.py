@@ -144,6 +144,15 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
     made.add_argument("second", metavar="B", type=place)
     made.add_argument("--json", action="store_true", help="one JSON object a line")
 
+    made = command(
+        "audit", _audit, "What of texts and metadata can be told from embeddings, and what noise does to it."
+    )
+    made.add_argument("root", metavar="OUT", type=place)
+    made.add_argument(
+        "--captions", type=Path, metavar="FILE", help="texts from outside, one a line (default: OUT's own)"
+    )
+    made.add_argument("--json", action="store_true", help="one JSON object")
+
     for name, run, help in (
         ("info", _info, "What a data set holds."),
         ("errors", _errors, "What could not be used, and why: counts by stage and kind, and examples."),
@@ -509,6 +518,17 @@ def _compare(options: argparse.Namespace) -> int:
 
     rows = compare(Dataset.open(options.first), Dataset.open(options.second))
     print("\n".join(map(json.dumps, rows)) if options.json else format_rows(rows))
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from mmembed.audit import audit, format_audit
+    from mmembed.dataset import Dataset
+    from mmembed.engine import use_one_thread
+
+    use_one_thread()
+    result = audit(Dataset.open(options.root), options.captions)
+    print(json.dumps(result, ensure_ascii=False) if options.json else format_audit(result))
     return 0
 
 

@@ -75,7 +75,7 @@ class ExtractConfig:
     fetch_timeout: float = option(30.0, "seconds for one media URL")
     fetch_megabytes: int = option(100, "the largest body of a media URL")
     timeout: float = option(900.0, "seconds that a medium or a batch of segments may take at a step; 0: any time")
-    secret: str = option("", "a file with the secret of pseudonyms (default: the value of MMEMBED_SECRET)")
+    secret: str = option("", "a file with the secret of pseudonyms and noise (default: the value of MMEMBED_SECRET)")
     require: str = option(
         "", "an SQL condition: records that don't fulfil it are kept out, such as \"licence = 'cc0'\""
     )
@@ -189,8 +189,12 @@ class ProjectConfig:
     """How embeddings are stored."""
 
     dtype: str = option("float32", "float32, or float16 for half the bytes")
+    noise: float = option(
+        0.0, "length of the noise that embeddings get, made from the secret; `mmembed audit` has trials"
+    )
 
     def __post_init__(self) -> None:
+        _require(0 <= self.noise < 100, "noise", self.noise, "from 0 (none) on")
         _require(self.dtype in ("float32", "float16"), "dtype", self.dtype, "float32 or float16")
 
 

@@ -207,6 +207,14 @@ def summary(
     }
 
 
+def mean_bounds(values: Values, weights: Values | None = None) -> tuple[float, float]:
+    """95 % bounds of the weighted mean of values (q,), by a percentile bootstrap, as in `summary`."""
+    weights = np.ones(len(values)) if weights is None else weights
+    sums = _resampled(np.column_stack([values * weights, weights]), None, 1000, 0)
+    low, high = _bounds((sums[:, 0] / sums[:, 1])[:, np.newaxis])[:, 0]
+    return float(low), float(high)
+
+
 def _resampled(values: Values, clusters: NDArray[np.int64] | None, samples: int, seed: int) -> Values:
     """Means of values (q, m) over as many clusters as there are, drawn with replacement; float64 (samples, m)."""
     sums = _cluster_sums(np.column_stack([values, np.ones(len(values))]), clusters)

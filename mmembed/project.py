@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mmembed.config import ProjectConfig
 from mmembed.dataset import Dataset
 from mmembed.features import read_records
-from mmembed.linear import LinearMap
+from mmembed.linear import LinearMap, normalize_rows
+from mmembed.secret import Secret
 from mmembed.shards import fingerprint, read_footer, read_table, shard_path, write_table
 from mmembed.splits import Groups, split_of
 from mmembed.tables import embeddings_schema, metadata_column, vectors_from_arrow, vectors_to_arrow
 from mmembed.types import Space
+
+Array = NDArray[np.float32]
 
 GROUPS = "maps/groups.json"
 """Which records stay on one side of the split."""
@@ -34,6 +40,8 @@ def embeddings_table(
     dtype: str,
     groups: Groups,
     holdout: float,
+    noise: float = 0.0,
+    secret: Secret | None = None,
 ) -> pa.Table:
     """The embeddings of a unit's features of one modality, a row a segment, in the same order.
 
@@ -42,17 +50,46 @@ def embeddings_table(
         records: what the user gave, by id and key.
         kinds: of the metadata's columns, see `mmembed.tables.metadata_kinds`.
         groups: of the records, of which a share `holdout` is held out.
+        noise: how much, see `noisy`, of a secret.
     """
     schema = embeddings_schema(linear_map.output.dim, dtype, kinds)
     ids = features.column("id").to_pylist()
     splits = [split_of(groups.of(id, records[id]), holdout) for id in ids]
     vectors = linear_map.apply(vectors_from_arrow(features.column("feature")), space)
+    if noise and secret:
+        names = [f"{space.name}\0{id}\0{segment}" for id, segment in zip(ids, features.column("segment").to_pylist())]
+        vectors = noisy(vectors, noise, secret_normal(secret.key("noise"), names, vectors))
     columns = {name: features.column(name) for name in ("id", "segment", "span", "media")}
     columns["split"] = pa.array(splits, pa.string())
     if kinds:
         columns["metadata"] = metadata_column([records[id] for id in ids], schema.field("metadata").type, kinds)
     columns["embedding"] = vectors_to_arrow(vectors, schema.field("embedding").type)
     return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def noisy(vectors: Array, sigma: float, normal: Array) -> Array:
+    """L2-normalized rows (n, k) with noise of about the length sigma, normalized again.
+
+    Args:
+        normal: standard normal values (n, k).
+    """
+    return normalize_rows(vectors + np.float32(sigma / np.sqrt(vectors.shape[1])) * normal)
+
+
+def secret_normal(key: bytes, names: Sequence[str], vectors: Array) -> Array:
+    """Standard normal values (n, k) that nobody can draw again without the key.
+
+    They depend on a row's name and its vector alone: the same embedding has the same noise in every run, so that no
+    mean over several takes it away; and two embeddings never share theirs, so that no difference does.
+    """
+    drawn = np.empty(vectors.shape, np.float32)
+    for row, (name, vector) in enumerate(zip(names, vectors, strict=True)):
+        digest = hashlib.blake2b(
+            name.encode("utf-8", "surrogatepass") + b"\0" + vector.tobytes(), key=key, digest_size=32
+        )
+        seed = np.frombuffer(digest.digest(), np.uint32)
+        np.random.Generator(np.random.SFC64(seed.tolist())).standard_normal(out=drawn[row], dtype=np.float32)
+    return drawn
 
 
 @dataclass(frozen=True)
@@ -70,6 +107,7 @@ class ProjectUnit:
     config: ProjectConfig
     groups: Groups
     holdout: float
+    secret: Secret = Secret()
 
     def __call__(self, number: int) -> int:
         ids, records = read_records(self.dataset, number)
@@ -85,6 +123,8 @@ class ProjectUnit:
                 self.config.dtype,
                 self.groups,
                 self.holdout,
+                self.config.noise,
+                self.secret,
             )
             path = shard_path(f"embeddings/{name}", number)
             write_table(self.dataset.root / path, table, self.footer(name, number, table.num_rows))

@@ -176,7 +176,7 @@ def flow(dataset: Dataset) -> str:
 def flow_line(dataset: Dataset) -> str:
     """What became of the records, in a line."""
     extracted = dataset.stage("extract").summary
-    kept_out, redacted = extracted["kept_out"], extracted["redacted"]
+    kept_out, redacted = extracted.get("kept_out", 0), extracted.get("redacted", {})
     return (
         f"{extracted['rows']:,} records in the input, {extracted['records']:,} read, "
         f"{extracted['duplicate_records']:,} of them duplicates; {extracted['failed_records']:,} with errors "

@@ -27,6 +27,7 @@ from mmembed.files import Place, is_url, listed, place
 from mmembed.progress import Counts, Progress
 from mmembed.project import GROUPS, load_groups
 from mmembed.report import decisions, drift_line, failures, ignored, index_line
+from mmembed.secret import Secret
 from mmembed.shards import (
     fingerprint,
     is_sealed,
@@ -310,9 +311,10 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
     kinds = dataset.stage("extract").summary["kinds"]
     groups = load_groups(dataset)
     split = (config.fit.holdout, dataset.files[GROUPS].sha256)
+    noise = _noise(dataset, config)
     marks = {
         name: fingerprint(
-            VERSION, dataset.files[f"maps/{name}.safetensors"].sha256, to_json(config.project), split, kinds
+            VERSION, dataset.files[f"maps/{name}.safetensors"].sha256, to_json(config.project), split, kinds, noise
         )
         for name in maps
     }
@@ -321,7 +323,9 @@ def project(dataset: Dataset, config: Config, engine: Engine) -> Dataset:
         say("project: up to date")
         return dataset
     dataset = dataset.begin("project")
-    unit = ProjectUnit(dataset, maps, marks, kinds, config.project, groups, config.fit.holdout)
+    unit = ProjectUnit(
+        dataset, maps, marks, kinds, config.project, groups, config.fit.holdout, Secret(config.extract.secret)
+    )
     numbers = _numbers(dataset)
     done = several(lambda number: all(unit.rows(name, number) is not None for name in maps), numbers, dataset.root)
     todo = [number for number, is_done in zip(numbers, done) if not is_done]
@@ -685,6 +689,19 @@ def _expect(value: Any, what: str) -> Any:
 def _numbers(dataset: Dataset) -> list[int]:
     """The numbers of the units, from the files of records/."""
     return list(range(len(dataset.below("records"))))
+
+
+def _noise(dataset: Dataset, config: Config) -> str:
+    """What the noise of embeddings is made from, by its name; "" where they have none.
+
+    Raises:
+        UsageError: there is no secret, or embeddings aren't normalized.
+    """
+    if not config.project.noise:
+        return ""
+    if dataset.stage("fit").summary.get("spectrum") is not None:
+        raise UsageError("noise needs embeddings of length 1: fit = 'pmi' gives others")
+    return Secret(config.extract.secret).name
 
 
 def _checksums(dataset: Dataset, *folders: str) -> dict[str, str]:

@@ -19,8 +19,8 @@ ROOMS = """
     errors remote files encryption secret redaction forgotten types fetch modalities encoders testing linear
     moments metrics pairs closed_form refine splits tables filters shards privacy inputs signatures watch
     scratch config dataset pieces steps features duplicates extraction forecast bench fit project forget hubness
-    kinds tune index indexing search embed reader explain evaluate compare sample engine progress transforms
-    card report pages verify stages serve cli
+    kinds tune index indexing search embed reader explain evaluate compare audit sample engine progress
+    transforms card report pages verify stages serve cli
 """.split()  # noqa: SIM905
 NO_ROOMS = {"__init__", "__main__"}  # the version, and a way to start the program
 UNSAFE = {"pickle", "joblib", "dill", "cloudpickle", "shelve", "marshal"}
