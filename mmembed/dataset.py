@@ -25,7 +25,7 @@ from mmembed.errors import DatasetError, UsageError, VersionError
 from mmembed.files import Place, listed, size
 from mmembed.forgotten import Forgotten
 from mmembed.remote import RemotePath, is_web
-from mmembed.shards import TEMPORARY_SUFFIX, read_checked, read_table, write_bytes, write_json
+from mmembed.shards import TEMPORARY_SUFFIX, inside, read_checked, read_table, write_bytes, write_json
 from mmembed.types import Space
 
 FORMAT_VERSION = 2
@@ -120,7 +120,7 @@ class Dataset:
             path: of the manifest, for messages.
 
         Raises:
-            DatasetError: it is damaged, or of another format version.
+            DatasetError: it is damaged, of another format version, or names a file outside of the data set.
         """
         try:
             content = json.loads(data)
@@ -139,8 +139,8 @@ class Dataset:
                 root,
                 content["input"],
                 content["config"],
-                {name: Stage(**stage) for name, stage in content["stages"].items()},
-                {name: File(**file) for name, file in content["files"].items()},
+                {name: _stage(**stage) for name, stage in content["stages"].items()},
+                {inside(name): File(**file) for name, file in content["files"].items()},
                 tuple(content["history"]),
                 Forgotten.from_json(content.get("forgotten", {})),
             )
@@ -473,6 +473,14 @@ def is_own(root: Place, path: Place) -> bool:
     """Whether a file below a data set has a name that stages write: no other is ever removed."""
     name = relative(root, path)
     return bool(_OWN.fullmatch(name)) or name.endswith(TEMPORARY_SUFFIX) or name in (LOCK, REMOTE_LOCK)
+
+
+def _stage(fingerprint: str, summary: Mapping[str, Any]) -> Stage:
+    """A stage of a manifest, which may come from anybody: its modalities become names of folders and files."""
+    for name in (*summary["folders"], *summary.get("spaces", ())):
+        if "/" in inside(name):
+            raise DatasetError(f"the data set names {name!r}, which is no name of a folder or modality: don't use it")
+    return Stage(fingerprint, summary)
 
 
 def _now() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections import deque
@@ -27,14 +28,30 @@ _FOOTER_KEY, _FOOTER_CHECKSUM_KEY = b"mmembed", b"mmembed_sha256"
 _ROW_GROUP_ROWS = 8192  # 4 MB of 128 float32: large enough to scan fast, small enough to read a few rows
 _SENT_BYTES = 1 << 22
 _HEAD_BYTES = 8  # enough to see whether a file is encrypted
+_LEAVES = re.compile(r"[\\:\0]")  # of a path: Windows, a drive or a URL, and the end of a C string
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
+def inside(path: str) -> str:
+    """A relative path that stays within its folder on every system, as it is.
+
+    Raises:
+        DatasetError: it doesn't. No data set that was written here has one: it comes from somebody else.
+    """
+    if not isinstance(path, str) or _LEAVES.search(path) or not {"", ".", ".."}.isdisjoint(path.split("/")):
+        raise DatasetError(f"the data set names {path!r}, which is no path within its folder: don't use it")
+    return path
+
+
 def shard_path(folder: str, number: int) -> str:
-    """The relative path of a unit's file: `features/image/part-00017.parquet`."""
-    return f"{folder}/part-{number:05d}.parquet"
+    """The relative path of a unit's file: `features/image/part-00017.parquet`.
+
+    Raises:
+        DatasetError: as of `inside`.
+    """
+    return inside(f"{folder}/part-{number:05d}.parquet")
 
 
 @contextmanager

@@ -4,17 +4,19 @@ import json
 import os
 import signal
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from dataset_builder import build, input_space, random_rows
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mmembed.dataset import MANIFEST, STAGES, Dataset, File, Stage, describe, locked
 from mmembed.errors import DatasetError, UsageError
 from mmembed.features import read_records
-from mmembed.shards import TEMPORARY_SUFFIX, checksum
+from mmembed.shards import TEMPORARY_SUFFIX, checksum, inside
 
 
 @pytest.fixture
@@ -85,6 +87,48 @@ def test_a_damaged_manifest_is_a_dataset_error_and_no_new_data_set(
     for opened in (Dataset.open, Dataset.open_or_new):
         with pytest.raises(DatasetError, match=message):
             opened(tmp_path)
+
+
+LEAVING = [
+    *("", "/", "/etc/passwd", "..", "../other", "maps/../../other", "maps/..", "./maps", "maps//a", "maps/"),
+    *("maps\\a", "..\\other", "C:/a", "C:a", "gs://bucket/a", "file:a", "maps/a\0", "\0"),
+]
+
+
+@pytest.mark.parametrize("path", LEAVING)
+def test_what_leaves_the_folder_is_refused_wherever_a_manifest_names_it(dataset: Dataset, path: str) -> None:
+    """A data set may come from a stranger."""
+    manifest = dataset.folder / MANIFEST
+    summary = {"folders": ["maps"], "spaces": {}}
+    strange: list[dict[str, Any]] = [
+        {"files": {**dataset.files, path: File(1, "x")}},
+        {"stages": {"fit": Stage("f", summary | {"folders": [path]})}},
+        {"stages": {"fit": Stage("f", summary | {"spaces": {path: {}}})}},
+    ]
+    for changes in strange:
+        replace(dataset, **changes).save()
+        with pytest.raises(DatasetError, match="don't use it") as caught:
+            Dataset.open(dataset.folder)
+        assert repr(path) in str(caught.value)
+        with pytest.raises(DatasetError, match="don't use it"):
+            Dataset.parse(manifest.read_bytes(), dataset.root, str(manifest))
+
+
+@pytest.mark.parametrize("name", ["image/more", "..", "a/../../b", "/a"])
+def test_a_modality_is_no_path(dataset: Dataset, name: str) -> None:
+    replace(dataset, stages={"fit": Stage("f", {"folders": ["maps"], "spaces": {name: {}}})}).save()
+    with pytest.raises(DatasetError, match="don't use it"):
+        Dataset.open(dataset.folder)
+
+
+@given(st.lists(st.sampled_from(["..", ".", "", "a", "b.parquet", "...", "ä b"]), min_size=1, max_size=5))
+def test_paths_that_pass_stay_within_the_folder_and_no_others_do(parts: list[str]) -> None:
+    path = "/".join(parts)
+    stays = os.path.normpath(f"/out/{path}") == f"/out/{path}"
+    try:
+        assert inside(path) == path and stays
+    except DatasetError:
+        assert not stays
 
 
 def test_what_this_user_may_not_read_or_write_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
