@@ -42,8 +42,9 @@ import numpy
 from autofaiss import build_index
 rows, index, infos, memory = sys.argv[1:]
 start = time.perf_counter()
-build_index(numpy.load(rows), index_path=index, index_infos_path=infos, max_index_memory_usage=memory,
-            current_memory_available="14GB", max_index_query_time_ms=10, metric_type="ip", nb_cores=1, verbose=40)
+build_index(numpy.load(rows, allow_pickle=False), index_path=index, index_infos_path=infos,
+            max_index_memory_usage=memory, current_memory_available="14GB",
+            max_index_query_time_ms=10, metric_type="ip", nb_cores=1, verbose=40)
 wall, usage = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({"wall": wall, "cpu": usage.ru_utime + usage.ru_stime}))
 """
@@ -159,7 +160,7 @@ def main() -> None:
         folder = Path(name)
         rows, queries = planted(options.rows, options.dim)
         np.save(folder / "rows.npy", rows)
-        rows = np.load(folder / "rows.npy", mmap_mode="r")
+        rows = np.load(folder / "rows.npy", mmap_mode="r", allow_pickle=False)
         asked = probes_of(queries, slice(ASKED), rows)
         theirs = Theirs(options.autofaiss, folder, options.memory)
         their_recall = recalls(theirs, asked, rows)

@@ -77,7 +77,7 @@ def digits() -> Data:
 def read(path: Path, names: tuple[str, str], group_column: str, without: str) -> Data:
     """The records of a data set, or of an .npz, that have both modalities."""
     if path.suffix == ".npz":
-        file = np.load(path)
+        file = np.load(path, allow_pickle=False)
         records = [json.loads(record) for record in file["records"]]
         ids = [str(id) for id in file["ids"]]
         views = {name: View.single(file[name], file[f"has_{name}"]) for name in names}

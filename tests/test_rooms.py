@@ -107,6 +107,64 @@ def test_nothing_runs_code_that_it_read() -> None:
     assert not {(path, function) for path, function in called if function in ("eval", "exec")}
 
 
+LOADS = {"numpy.load": "allow_pickle=False", "torch.load": "weights_only=True"}
+"""What reads pickles, unless it is told not to."""
+REFUSED = {"yaml.load", "yaml.load_all", "yaml.unsafe_load", "yaml.full_load", "pandas.read_pickle"}
+
+
+def calls(text: str) -> Iterator[tuple[str, ast.Call]]:
+    """The full names of functions that a program calls, whatever it imported them as, and how it calls them."""
+    tree = ast.parse(text)
+    known: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            start = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            known |= {alias.asname or alias.name: start + alias.name for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            first, dot, rest = ast.unparse(node.func).partition(".")
+            yield known.get(first, first) + dot + rest, node
+
+
+def unsafe_loads(text: str) -> list[str]:
+    """Lines that may run what a file says."""
+    found = []
+    for called, node in calls(text):
+        said = {f"{word.arg}={ast.unparse(word.value)}" for word in node.keywords}
+        if called in REFUSED or (called in LOADS and LOADS[called] not in said):
+            found.append(f"{node.lineno}: {ast.unparse(node)}")
+    return found
+
+
+@pytest.mark.parametrize(
+    "program, is_safe",
+    [
+        ("import numpy as np\nnp.load(path)", False),
+        ("import numpy\nnumpy.load(path, allow_pickle=True)", False),
+        ("from numpy import load\nload(path)", False),
+        ("import numpy as np\nnp.load(path, allow_pickle=False)", True),
+        ("def f():\n    import torch\n    return torch.load(path, weights_only=False)", False),
+        ("import torch as t\nt.load(path, weights_only=True)", True),
+        ("import yaml\nyaml.load(text, Loader=yaml.Loader)", False),
+        ("import yaml\nyaml.safe_load(text)", True),
+        ("import pandas as pd\npd.read_pickle(path)", False),
+        ("json.load(file)", True),
+    ],
+)
+def test_the_scan_sees_what_reads_pickles(program: str, is_safe: bool) -> None:
+    assert (not unsafe_loads(program)) == is_safe
+
+
+def test_nothing_loads_pickles() -> None:
+    paths = [
+        *LIBRARY,
+        *(path for room in ("pipelines", "examples", "benchmarks") for path in ROOT.glob(f"{room}/**/*.py")),
+    ]
+    found = {name(path): lines for path in paths if (lines := unsafe_loads(path.read_text("utf-8")))}
+    assert not found
+    assert sum(called in LOADS for path in paths for called, _ in calls(path.read_text("utf-8"))) > 5
+
+
 def test_every_module_and_everything_public_in_it_says_what_it_is() -> None:
     silent = []
     for path in MODULES:
