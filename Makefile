@@ -3,7 +3,7 @@ BIN := .venv/bin
 FOLDER ?= demo
 export PYTHONDONTWRITEBYTECODE =  # what a process compiled, the next need not
 
-.PHONY: demo test check bench install
+.PHONY: demo test check audit bench install
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py $(FOLDER)
@@ -15,6 +15,11 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Known vulnerabilities of what is installed; asks an advisory service, and fails where that can't be reached.
+audit: .venv/installed
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/python tests/advisories.py --local --skip-editable $(AUDIT)
 
 # Some minutes; `make bench BENCH=--full` takes hours.
 bench: .venv/installed-dev
