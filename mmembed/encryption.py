@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
-from mmembed.errors import DatasetError, ReadError, UsageError
+from mmembed.errors import DatasetError, MmembedError, ReadError, UsageError
 from mmembed.files import open_binary
 
 VARIABLE = "MMEMBED_ENCRYPTION_KEY"
@@ -77,8 +77,9 @@ def use(location: str) -> None:
 
 
 def state() -> State:
-    """Of this process."""
-    return State(os.environ.get(VARIABLE, ""), _seals)
+    """Of this process; workers may have another working directory."""
+    location = os.environ.get(VARIABLE, "")
+    return State(os.path.abspath(location) if os.path.exists(location) else location, _seals)
 
 
 @contextmanager
@@ -208,7 +209,7 @@ def _master(location: str) -> _Master:
     else:
         key = _read_key(location)
         made, id = (lambda config: _file_client()(key, location)), "key-file"
-    client = made(parquet.KmsConnectionConfig())
+    client = _guarding()(made(parquet.KmsConnectionConfig()))
     return _Master(id, client, parquet.CryptoFactory(lambda config: client))
 
 
@@ -270,6 +271,40 @@ def _file_client() -> Any:
                 raise DatasetError(f"it was encrypted with another key than that of {self._location}") from error
 
     return FileClient
+
+
+@cache
+def _guarding() -> Any:
+    """The class around a client whose errors are ours: one of a network would be taken for that of a missing file, and
+    what can't be decrypted now for what may be removed."""
+    import pyarrow.parquet.encryption as parquet
+
+    class Guarding(parquet.KmsClient):  # type: ignore[misc]
+        """Asks another client."""
+
+        def __init__(self, client: Any) -> None:
+            super().__init__()
+            self._client = client
+
+        def wrap_key(self, key_bytes: bytes, master_key_identifier: str) -> Any:
+            with _own_errors():
+                return self._client.wrap_key(key_bytes, master_key_identifier)
+
+        def unwrap_key(self, wrapped_key: str, master_key_identifier: str) -> Any:
+            with _own_errors():
+                return self._client.unwrap_key(wrapped_key, master_key_identifier)
+
+    return Guarding
+
+
+@contextmanager
+def _own_errors() -> Iterator[None]:
+    try:
+        yield
+    except (MmembedError, ValueError, KeyError, TypeError):  # of what was changed, no key can be made
+        raise
+    except Exception as error:
+        raise UsageError(f"the key service failed ({type(error).__name__}: {error}): try again later") from error
 
 
 def _nonce(number: int, is_last: bool) -> bytes:

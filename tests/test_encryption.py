@@ -39,6 +39,13 @@ class Service(parquet.KmsClient):  # type: ignore[misc]
         return bytes.fromhex(wrapped_key if isinstance(wrapped_key, str) else wrapped_key.decode())[::-1]
 
 
+class Broken(Service):
+    """A key service that wraps, and is out of reach when it is to unwrap."""
+
+    def unwrap_key(self, wrapped_key: str | bytes, master_key_identifier: str) -> bytes:
+        raise ConnectionError("no route to host")
+
+
 @pytest.fixture(autouse=True)
 def key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv(VARIABLE, "")
@@ -157,3 +164,32 @@ def test_a_key_service_wraps_the_keys_of_all_files(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "a") == b"words"
     assert read_table((tmp_path / "a.parquet").read_bytes()).equals(TABLE)
     assert set(Service.asked) == {"wrap projects/p/key-7", "unwrap projects/p/key-7"}
+
+
+def test_a_key_service_that_is_out_of_reach_is_no_missing_file(tmp_path: Path) -> None:
+    """What is missing is made again, and what `forget` can't read is removed."""
+    use(f"{__name__}:Broken")
+    with sealing(True):
+        write_table(tmp_path / "a.parquet", TABLE, {})
+        write_bytes(tmp_path / "a.json", b"{}")
+    for read in (lambda: read_footer(tmp_path / "a.parquet"), lambda: read_bytes(tmp_path / "a.json")):
+        with pytest.raises(UsageError, match=r"the key service failed \(ConnectionError: no route to host\)"):
+            read()
+
+
+def test_another_key_is_no_missing_file(tmp_path: Path) -> None:
+    with sealing(True):
+        write_table(tmp_path / "a.parquet", TABLE, {})
+    (tmp_path / "other").write_text(os.urandom(32).hex())
+    use(str(tmp_path / "other"))
+    with pytest.raises(DatasetError, match="encrypted with another key"):
+        read_footer(tmp_path / "a.parquet")
+
+
+def test_workers_are_told_where_the_key_is_whatever_their_folder(key: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(key.parent)
+    use(key.name)
+    assert encryption.state().location == str(key)
+    for url in ("gs://bucket/key", "tests.keys:Service@name"):
+        monkeypatch.setenv(VARIABLE, url)
+        assert encryption.state().location == url

@@ -11,21 +11,21 @@ from typing import Any
 import dataset_builder
 import numpy as np
 import pytest
-from command import Result, complaint, mmembed
+from command import Result, complaint, content, kill_group, mmembed, started, wait_for
 from dataset_builder import clustered_rows, index
 
 from mmembed import encryption
 from mmembed.config import IndexConfig
-from mmembed.dataset import CARD, MANIFEST
+from mmembed.dataset import CARD, LOCK, MANIFEST, Dataset
 from mmembed.encryption import VARIABLE
 from mmembed.errors import UsageError
 from mmembed.index import entry_of, open_modality, vectors_path
 from mmembed.reader import open_dataset
 from mmembed.search import Searcher
-from mmembed.shards import is_sealed
+from mmembed.shards import TEMPORARY_SUFFIX, is_sealed, read_bytes, read_table
 from mmembed.verify import verify
 
-PLAIN = {MANIFEST, CARD, ".lock"}
+PLAIN = {MANIFEST, CARD, LOCK}
 FLAGS = ("--refine", "none", "--lift", "none", "--unit-records", 32, "--workers", 2)
 
 
@@ -44,8 +44,12 @@ def sealed(small: Path, key: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
+def words(small: Path, out: Path, key: Path, *flags: object) -> tuple[object, ...]:
+    return ("build", small.parent / "manifest.jsonl", out, "--encrypt", "--encryption-key", key, *FLAGS, *flags)
+
+
 def build(small: Path, out: Path, key: Path, *flags: object) -> Result:
-    return mmembed("build", small.parent / "manifest.jsonl", out, "--encrypt", "--encryption-key", key, *FLAGS, *flags)
+    return mmembed(*words(small, out, key, *flags))
 
 
 def plain_files(root: Path) -> set[str]:
@@ -71,10 +75,10 @@ def test_every_command_needs_the_key_and_works_with_it(sealed: Path, key: Path, 
         ("fit", sealed),
         ("errors", shutil.copytree(sealed, tmp_path / "copy")),
     ]
-    for words in commands[:-1]:
-        refused = mmembed(*words, expect=2) if words[0] not in ("evaluate", "fit") else None
+    for command in commands[:-1]:
+        refused = mmembed(*command, expect=2) if command[0] not in ("evaluate", "fit") else None
         assert refused is None or "is encrypted: name its key" in complaint(refused)
-        assert mmembed(*words, "--encryption-key", key).returncode == 0
+        assert mmembed(*command, "--encryption-key", key).returncode == 0
     needed = mmembed("fit", commands[-1][1], "--dim", 8, expect=2)
     assert "a key is needed: name" in complaint(needed)
 
@@ -133,3 +137,68 @@ def test_a_compressed_index_is_encrypted_too(key: Path, tmp_path: Path, monkeypa
     found = [open_modality(one, "image").search(queries, 10)[1] for one in (plain, dataset)]
     assert (found[0] == found[1]).all()
     assert not verify(dataset)
+
+
+def opened(root: Path) -> dict[str, bytes]:
+    """What the files of a data set say to whoever has the key; of tables, their rows."""
+    paths = [path for path in root.rglob("*") if path.is_file()]
+    return {
+        path.relative_to(root).as_posix(): repr(read_table(path.read_bytes()).to_pylist()).encode()
+        if path.suffix == ".parquet"
+        else bytes(read_bytes(path))
+        for path in paths
+    }
+
+
+def test_what_is_forgotten_is_gone_and_all_else_stays_encrypted(
+    sealed: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    encryption.use(str(key))
+    out, id = shutil.copytree(sealed, tmp_path / "out"), "scene-000003"
+    assert [name for name, data in opened(out).items() if id.encode() in data]
+    mmembed("forget", out, "--id", id, "--workers", 2, "--encryption-key", key)
+    assert plain_files(out) == PLAIN
+    assert not [name for name, data in opened(out).items() if id.encode() in data]
+    assert not verify(Dataset.open(out))
+    asked = ("--id", id, "--encryption-key", key)
+    assert "forgotten before" in mmembed("forget", out, *asked).stdout
+    assert id in complaint(mmembed("query", out, *asked, expect=2))
+
+
+def test_nothing_is_removed_for_want_of_the_key(small: Path, sealed: Path, key: Path, tmp_path: Path) -> None:
+    out, other = shutil.copytree(sealed, tmp_path / "out"), tmp_path / "other"
+    other.write_text(os.urandom(32).hex())
+    asked = ("forget", out, "--id", "scene-000003")
+    before = content(out), (out / MANIFEST).read_bytes()
+    assert "is encrypted: name its key" in complaint(mmembed(*asked, expect=2))
+    assert "with another key" in complaint(mmembed(*asked, "--encryption-key", other, expect=1))
+    assert "with another key" in complaint(mmembed(*words(small, out, other), expect=1))
+    mmembed(*words(small, out, other, "--retry-errors"), expect=1)
+    assert (content(out), (out / MANIFEST).read_bytes()) == before
+
+
+def test_a_killed_build_left_nothing_open_and_goes_on(
+    small: Path, sealed: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VARIABLE, "")
+    encryption.use(str(key))
+    out, command = tmp_path / "out", words(small, tmp_path / "out", key)
+    with started(*command) as process:
+        wait_for(lambda: bool(list(out.glob("records/*.parquet"))), 60, "a unit")
+        kill_group(process.pid)
+        process.wait()
+    left = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert any(name.startswith("scratch/") for name in left) and MANIFEST not in left
+    unfinished = {path for path in plain_files(out) if path.endswith(TEMPORARY_SUFFIX)}
+    assert plain_files(out) - unfinished == {LOCK}
+    assert not [path for path in unfinished if (out / path).stat().st_size]  # killed between its making and its writing
+    done = {path: path.stat().st_mtime_ns for path in out.glob("records/*.parquet")}
+    again = mmembed(*command)
+    assert f"{len(done)} of 3 units are there" in again.stderr
+    assert done == {path: path.stat().st_mtime_ns for path in done}
+    assert plain_files(out) == PLAIN and not (out / "scratch").exists()
+    ours, theirs = opened(out), opened(sealed)
+    folders = ("records/", "features/", "embeddings/")
+    assert ours.keys() == theirs.keys()
+    assert all(ours[name] == theirs[name] for name in ours if name.startswith(folders))
