@@ -21,9 +21,11 @@ from command import ROOT, content
 from conftest import UNIT
 from services import free_port, serving
 
-from mmembed.dataset import Dataset
+from mmembed.dataset import CARD, LOCK, MANIFEST, Dataset
+from mmembed.encryption import VARIABLE
 from mmembed.engine import ONE_THREAD
 from mmembed.project import GROUPS
+from mmembed.shards import is_sealed
 
 # Put into a Python as `sitecustomize`: tells which process gave a file its final name, and whose package did it.
 SPY = """
@@ -85,7 +87,7 @@ def run(*command: object) -> str:
 def environment(clean: Path, log: Path) -> dict[str, str]:
     """Nothing of the checkout, and as many threads as cores where nobody says otherwise: the tests themselves use one,
     see conftest.py."""
-    kept = {name: value for name, value in os.environ.items() if name not in (*ONE_THREAD, "PYTHONPATH")}
+    kept = {name: value for name, value in os.environ.items() if name not in (*ONE_THREAD, "PYTHONPATH", VARIABLE)}
     # The pool starts a bare `python`. What Python compiles for itself is renamed too, and is no file of ours.
     others = {"PYTHONDONTWRITEBYTECODE": "1", "SPY": str(log)}
     return kept | others | {"PATH": os.pathsep.join([str(clean), kept["PATH"]])}
@@ -152,3 +154,21 @@ def test_workers_elsewhere_with_the_wheel_give_the_same_bytes(
     assert written <= by_workers, written - by_workers
     assert by_launcher.isdisjoint(written), by_launcher & written
     assert any(path.endswith(".faiss") for path in by_workers)
+
+
+def test_workers_elsewhere_are_told_to_encrypt_and_where_the_key_is(faulty: Path, clean: Path, tmp_path: Path) -> None:
+    """Neither their environment nor their working directory says it."""
+    out, there, log = tmp_path / "out", tmp_path / "there", tmp_path / "log"
+    there.mkdir()
+    (tmp_path / "key").write_text(os.urandom(32).hex())
+    words = ["build", str(faulty), str(out), "--unit-records", str(UNIT), "--limit", "80", "--encrypt"]
+    with cluster(clean, there, log) as flags:
+        command = [str(clean / "mmembed"), *words, "--encryption-key", "key", "--", *flags]
+        ours = environment(clean, tmp_path / "launcher.log")
+        done = subprocess.run(command, cwd=tmp_path, env=ours, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    by_workers = {moved.path.resolve().relative_to(out).parts[0] for moved in moves(log)}
+    assert by_workers >= {"features", "records", "errors", "maps", "embeddings", "index"}
+    files = {path.relative_to(out).as_posix(): is_sealed(path) for path in out.rglob("*") if path.is_file()}
+    assert {name for name, sealed in files.items() if not sealed} == {MANIFEST, CARD, LOCK}
+    assert len(files) > 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +13,9 @@ from command import ENVIRONMENT, FOLDERS, IN_PROCESS, complaint, content, kill_g
 from gcs_server import BUCKET, gcs_server
 from s3_server import s3_server
 
-from mmembed.dataset import REMOTE_LOCK
+from mmembed.dataset import CARD, MANIFEST, REMOTE_LOCK
 from mmembed.remote import RemotePath, _check_credentials, use_flags
-from mmembed.shards import write_bytes
+from mmembed.shards import is_sealed, write_bytes
 
 FLAGS = ("--unit-records=20", "--limit=80", "--group-column=scene", "--dim=8")
 
@@ -98,6 +99,30 @@ def test_a_killed_build_in_a_bucket_goes_on(bucket: RemotePath, faulty: Path, lo
     again = mmembed("build", faulty, out, *FLAGS)
     assert f"extract: {done:,} of 4 units are there" in again.stderr
     assert content(copied(out, tmp_path / "copy")) == content(local)
+
+
+def test_an_encrypted_data_set_in_a_bucket_lies_open_nowhere(bucket: RemotePath, faulty: Path, tmp_path: Path) -> None:
+    out, key = bucket / "sealed", tmp_path / "key"
+    key.write_text(os.urandom(32).hex())
+    command = ("build", faulty, out, *FLAGS, "--limit=60", "--encrypt", "--encryption-key", key)
+
+    def open_names() -> set[str]:
+        return {name for name in out.sizes() if not is_sealed(out / name)}
+
+    with started(*command) as process:
+        wait_for(lambda: len(list((out / "records").glob("*.parquet"))) > 0, 60, "a unit")
+        assert process.poll() is None, "it was done before it could be killed"
+        kill_group(process.pid)
+        process.wait()
+    assert open_names() == {REMOTE_LOCK} and any(name.startswith("scratch/") for name in out.sizes())
+    (out / REMOTE_LOCK).unlink()
+    assert "of 3 units are there" in mmembed(*command).stderr
+    assert open_names() == {MANIFEST, CARD} and len(out.sizes()) > 20
+    asked = ("--text", "three small red stars", "-k", "3", "--json")
+    for words in (("verify", out), ("query", out, *asked)):
+        assert "is encrypted: name its key" in complaint(mmembed(*words, expect=2))
+    mmembed("verify", out, "--encryption-key", key)
+    assert len(mmembed("query", out, *asked, "--encryption-key", key).stdout.splitlines()) == 3
 
 
 def test_a_damaged_file_is_told_and_made_again(bucket: RemotePath, faulty: Path, local: Path, tmp_path: Path) -> None:
