@@ -7,6 +7,7 @@ differential privacy.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from mmembed.config import Config, from_json
+from mmembed.config import Config, Parts, from_json
 from mmembed.dataset import Dataset
-from mmembed.embed import Embedder
 from mmembed.errors import UsageError
 from mmembed.evaluate import Exam, columns, read_exam
 from mmembed.index import scoring_of
 from mmembed.linear import normalize_rows
 from mmembed.metrics import mean_bounds, per_query
-from mmembed.project import noisy
+from mmembed.modalities.text import Text
+from mmembed.project import load_maps, noisy
 from mmembed.splits import HELD_OUT
+from mmembed.steps import encode_segments, normalize_segments, segment_records
 from mmembed.tables import vectors_from_arrow
+from mmembed.types import Batch, Media, Record
 
 NOISE = (0.2, 0.5, 1.0, 2.0)
 """Of the trials: as of `mmembed.project.noisy`."""
@@ -61,7 +64,7 @@ class Records:
         ids: n.
         held_out: bool (n,).
         vectors: one embedding each, float32 (n, k).
-        texts: the first text of each, by id, of the modality text.
+        texts: the text of each, by id, of the modality text: all its segments.
     """
 
     ids: Sequence[str]
@@ -97,19 +100,18 @@ def audit(dataset: Dataset, captions: Path | None = None) -> dict[str, Any]:
             f"{dataset.root} has no {'held-out record with a text' if outside else 'caption to guess from'}: "
             "build it with --holdout above 0, of more records"
         )
-    attacked = set(_spread(sorted(attacked), RECORDS))
-    embedder = Embedder(str(dataset.root), "")
-    known = _Known(
-        texts, outside, _embedded(embedder, outside), attacked, dict(_embedded_by_id(embedder, texts, attacked))
-    )
+    own = _embedded(dataset, {id: texts[id] for id in _spread(sorted(attacked), RECORDS)})
+    guesses = _embedded(dataset, dict(zip(map(str, range(len(outside))), outside)))
+    outside = [outside[int(row)] for row in guesses]
+    known = _Known(texts, outside, np.stack(list(guesses.values())), own)
     metadata, exam = _metadata(dataset), read_exam(dataset)
     k = records["text"].vectors.shape[1]
     trials: list[tuple[dict[str, Any], Change, Change]] = [({"noise": 0.0, "dim": k}, _same, _same)]
     plain = scoring_of(dataset).spectrum is None
     for sigma in NOISE if plain else ():
         trials.append(({"noise": sigma, "dim": k}, _with_noise(sigma), _same))
-    config = from_json(Config(), dict(dataset.config))
-    for part in DIMS if plain and config.fit.fit in ORDERED else ():
+    method = json.loads(dataset.read("maps/fit.json"))["method"]
+    for part in DIMS if plain and method in ORDERED else ():
         if k // part:
             trials.append(({"noise": 0.0, "dim": k // part}, _first(k // part), _first(k // part)))
     found = [
@@ -119,8 +121,8 @@ def audit(dataset: Dataset, captions: Path | None = None) -> dict[str, Any]:
     return {
         "captions": str(captions) if captions else "texts of the records that were fitted",
         "outside": len(outside),
-        "copies": float(np.mean([texts[id] in set(outside) for id in sorted(attacked)])),
-        "noise": config.project.noise,
+        "copies": float(np.mean([texts[id] in set(outside) for id in own])),
+        "noise": from_json(Config(), dict(dataset.config)).project.noise,
         **found[0][1],
         "trials": [{**knobs, **_summary(attacks), "recall@10": recall} for knobs, attacks, recall in found],
     }
@@ -134,14 +136,12 @@ class _Known:
         texts: the true one by id.
         outside: captions, n.
         captions: their embeddings, float32 (n, k).
-        attacked: ids.
-        own: the embedding of the true text by id, without noise.
+        own: the embedding of the true text by id, without noise, of those that are attacked.
     """
 
     texts: Mapping[str, str]
     outside: Sequence[str]
     captions: Array
-    attacked: set[str]
     own: Mapping[str, Array]
 
 
@@ -156,7 +156,7 @@ def _attacks(
     inversion, probes = [], []
     for name, of in records.items():
         vectors = change(of.vectors)
-        places = [place for place, id in enumerate(of.ids) if id in known.attacked and of.held_out[place]]
+        places = [place for place, id in enumerate(of.ids) if id in known.own and of.held_out[place]]
         if places:
             inversion.append(
                 {"modality": name, **_invert([of.ids[p] for p in places], vectors[places], known, of_captions)}
@@ -378,7 +378,7 @@ def _records(dataset: Dataset, modality: str) -> Records:
         vectors.append(vectors_from_arrow(table["embedding"]))
         if modality == "text":
             for id, text in zip(table["id"].to_pylist(), table["media"].to_pylist()):
-                texts.setdefault(id, text)
+                texts[id] = f"{texts[id]} {text}" if id in texts else text
     starts = np.array([row for row, id in enumerate(ids) if row == 0 or id != ids[row - 1]], np.int64)
     together = np.concatenate(vectors)
     means = scoring_of(dataset).means(together, starts) if len(starts) else together
@@ -409,19 +409,22 @@ def _keys(metadata: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [key for key, seen in sorted(values.items()) if 2 <= len(seen) <= CLASSES][:KEYS]
 
 
-def _embedded(embedder: Embedder, texts: Sequence[str]) -> Array:
-    """Embeddings of texts, float32 (n, k); one that gives none is a row of zeros, which is near to nothing."""
-    found = dict(
-        _embedded_by_id(embedder, {str(row): text for row, text in enumerate(texts)}, set(map(str, range(len(texts)))))
-    )
-    width = len(next(iter(found.values()))) if found else 0
-    return np.stack([found.get(str(row), np.zeros(width, np.float32)) for row in range(len(texts))])
-
-
-def _embedded_by_id(embedder: Embedder, texts: Mapping[str, str], ids: set[str]) -> list[tuple[str, Array]]:
-    rows = [{"id": id, "text": texts[id]} for id in sorted(ids)]
-    found, _ = embedder.embed(rows)
-    return [(segment.id, segment.data) for _, segment in found if segment.number == 0]
+def _embedded(dataset: Dataset, texts: Mapping[str, str]) -> dict[str, Array]:
+    """Embeddings of whole texts, float32 (k,), whatever filters say of them; without those that give none."""
+    config = from_json(Config(), dict(dataset.config))
+    cut, encoder = Parts(config.extract)["text"]
+    assert isinstance(cut, Text)
+    whole = replace(cut, words=0, overlap=0, min_words=0, max_words=0, languages=())
+    linear_map = load_maps(dataset)["text"]
+    encoder.setup()
+    records = tuple(Record(id, {"text": (Media(content=text),)}) for id, text in texts.items())
+    found: dict[str, Array] = {}
+    for batch in segment_records(Batch(records), {"text": whole}):
+        encoded = encode_segments(normalize_segments(batch, {"text": whole}), {"text": encoder})
+        if encoded.modality and encoded.items:
+            vectors = linear_map.apply(np.stack([segment.data for segment in encoded.items]), encoder.space)
+            found |= dict(zip((segment.id for segment in encoded.items), vectors, strict=True))
+    return found
 
 
 def _spread(items: Sequence[Any], count: int) -> list[Any]:
@@ -488,6 +491,7 @@ def format_audit(result: Mapping[str, Any]) -> str:
         "with noise, or the first dimensions alone (the first row: as they are)",
         columns(["noise", "dim", *names], trials),
         "Measured against these attacks alone; no promise of privacy follows. `mmembed project OUT --noise S` and "
-        "`mmembed fit OUT --dim K` make it so. features/ have no noise: share embeddings/ and index/ without them.",
+        "`mmembed fit OUT --dim K` make it so. Only the column `embedding`, and indexes made of it, have noise: features/ "
+        "have none, and beside the vectors lie ids, texts and metadata. Share that column alone.",
     ]
     return "\n\n".join(parts)

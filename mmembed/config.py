@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from mmembed.encoders import FORMS, Encoder, absolute, resolve
 from mmembed.errors import UsageError
 from mmembed.fetch import Fetcher
+from mmembed.files import is_url
 from mmembed.inputs import Choice
 from mmembed.modalities import Modality, option
 from mmembed.modalities.audio import Audio
@@ -267,10 +268,12 @@ class Parts(Mapping[str, tuple[Modality, Encoder]]):
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """With the paths of models from the root on, so that a data set can be asked from any folder."""
+    """With the paths of models and of the secret from the root on, so that a data set can be asked from any folder."""
     found = config.extract
     image, text, audio = map(absolute, (found.image_encoder, found.text_encoder, found.audio_encoder))
-    return replace(config, extract=replace(found, image_encoder=image, text_encoder=text, audio_encoder=audio))
+    secret = found.secret if is_url(found.secret) or not found.secret else str(Path(found.secret).absolute())
+    extract = replace(found, image_encoder=image, text_encoder=text, audio_encoder=audio, secret=secret)
+    return replace(config, extract=extract)
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -92,6 +92,8 @@ def build(input: str, root: Place, config: Config, engine: Engine, request: Requ
     from mmembed.evaluate import check_label_column
 
     config = with_maps(with_absolute_paths(config), root)
+    if config.project.noise:
+        Secret(config.extract.secret).read()  # before anything is done
     dataset = extract(input, Dataset.open_or_new(root, request.overwrite), config, engine, request)
     check_label_column(dataset, config.evaluate.label_column)
     dataset = fit(dataset, config, engine)

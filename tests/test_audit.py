@@ -125,6 +125,15 @@ def test_captions_from_a_file_are_the_guesses(out: Path, tmp_path: Path) -> None
     assert "no promise of privacy" in said
 
 
+def test_filters_chunks_and_maps_that_are_not_ordered(small: Path, tmp_path: Path) -> None:
+    flags = ("--text-words", 4, "--text-min-words", 6, "--fit", "procrustes", "--holdout", 0.3)
+    build_small(small.parent / "manifest.jsonl", tmp_path / "out", *flags)
+    (tmp_path / "captions").write_text("red\na big blue star\n")
+    result = audit(Dataset.open(tmp_path / "out"), tmp_path / "captions")
+    assert result["outside"] == 2 and result["inversion"]
+    assert len({row["dim"] for row in result["trials"]}) == 1
+
+
 def test_wrong_calls_are_said(out: Path, small: Path, tmp_path: Path) -> None:
     (tmp_path / "latin").write_bytes("Grün".encode("latin-1"))
     (tmp_path / "empty").write_text("\n \n")
