@@ -491,7 +491,7 @@ def format_audit(result: Mapping[str, Any]) -> str:
         "with noise, or the first dimensions alone (the first row: as they are)",
         columns(["noise", "dim", *names], trials),
         "Measured against these attacks alone; no promise of privacy follows. `mmembed project OUT --noise S` and "
-        "`mmembed fit OUT --dim K` make it so. Only the column `embedding`, and indexes made of it, have noise: features/ "
-        "have none, and beside the vectors lie ids, texts and metadata. Share that column alone.",
+        "`mmembed fit OUT --dim K` make it so. Only the column `embedding`, and indexes made of it, have noise: "
+        "features/ have none, and beside the vectors lie ids, texts and metadata. Share that column alone.",
     ]
     return "\n\n".join(parts)

@@ -268,7 +268,9 @@ def _file_client() -> Any:
             try:
                 return self._cipher.decrypt(data[:12], data[12:], master_key_identifier.encode())
             except InvalidTag as error:
-                raise DatasetError(f"it was encrypted with another key than that of {self._location}") from error
+                raise UsageError(
+                    f"the data set was encrypted with another key than that of {self._location}"
+                ) from error
 
     return FileClient
 

@@ -54,7 +54,7 @@ def forecast(input: str, root: Place, config: Config, workers: int) -> str:
         lines.append(f"  {name}: {media} media, {len(segments)} segments")
         # a feature, an embedding, and the index's copy of it
         size += len(segments) * 4 * (encoder.space.dim + 2 * min(config.fit.dim, encoder.space.dim))
-    wrong = [failure for batch in batches for failure in batch.failures]
+    wrong = config.extract.privacy.cleaned([failure for batch in batches for failure in batch.failures])
     lines += [f"  {failure.source}: {failure.message}" for failure in wrong[:3]]
     megabytes = size / len(tried) * rows * share / 1e6
     lines.append(

@@ -3,6 +3,7 @@ are read, so that nothing behind that has ever seen what was taken out."""
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,9 +14,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from mmembed import filters
-from mmembed.errors import RecordError, UsageError
+from mmembed.errors import ReadError, RecordError, UsageError
 from mmembed.fetch import Fetcher
 from mmembed.modalities.text import Text
 from mmembed.redaction import Redactor
@@ -27,6 +29,7 @@ from mmembed.types import Dropped, Failure, Media, Record, content_id
 KEPT_OUT = "require"
 """The kind of a row of dropped/ that tells of a whole record that a condition kept out."""
 
+_TAKES_JSON = re.compile(r"json_extract|->>|list_contains")
 _LEAST_NUMBER = 10**6  # below it a number is neither a phone nor a card
 
 Each = Callable[[str, Any], Any]
@@ -109,14 +112,15 @@ class Privacy:
         if self.redactor:
             self.redactor.check()
         if self.require:
+            names = filters.names_of(self.require)
             known = {key.lower() for record in read.records for key in record.metadata} | {"id", "metadata"}
-            missing = [name for name in filters.names_of(self.require) if name.lower() not in known]
+            missing = [name for name in names if name.lower() not in known]
             if missing and read.records:
                 raise UsageError(
                     f"require = {self.require!r}: none of the first {len(read.records)} records has the key "
                     f"{missing[0]!r}; they have {', '.join(sorted(known - {'metadata'}))}"
                 )
-            filters.kept_by(self.require, _columns(read.records, filters.names_of(self.require)))
+            filters.kept_by(self.require, _columns([Record("id", {})], names))
 
     def applied(self, read: Read) -> Read:
         """What may go out of what was read of a unit."""
@@ -132,7 +136,7 @@ class Privacy:
         if self.redactor:
             read = self._with_redacted_content(read)
         ids, sources = self._ids(before, read.records), self._sources(before)
-        messages = self._redact([_with_pseudonym(f.message, f.id, self._id(f.id)) for f in read.failures])
+        messages = self._redact([_without_id(f.message, f.id, self._id(f.id)) for f in read.failures])
         return replace(
             read,
             records=[replace(record, id=ids[record.source], source=sources[record.source]) for record in read.records],
@@ -162,28 +166,53 @@ class Privacy:
         """Without the records that don't fulfil the condition; one for which it has no answer is a failure."""
         if not self.require:
             return read
-        columns, broken = _columns(read.records, filters.names_of(self.require)), {}
-        try:
-            kept = filters.kept_by(self.require, columns)
-        except UsageError:  # for one record or more
-            kept = np.zeros(len(read.records), bool)
-            for row, record in enumerate(read.records):
-                try:
-                    kept[row] = filters.kept_by(self.require, columns.slice(row, 1))[0]
-                except UsageError as error:
-                    broken[record.source] = str(error).partition("; columns are")[0]
+        kept, broken = self._judged(read.records)
         out = [record for record, keep in zip(read.records, kept, strict=True) if not keep]
         without = {record.source for record in out}
         wrong = [
-            Failure(r.id, "", None, "read", UsageError.__name__, broken[r.source], r.source)
-            for r in out
-            if r.source in broken
+            Failure(record.id, "", None, "read", ReadError.__name__, broken[record.source], record.source)
+            for record in out
+            if record.source in broken
         ]
         return Read(
             [record for record in read.records if record.source not in without],
             [failure for failure in read.failures if failure.source not in without] + wrong,
             [Dropped(r.id, "", KEPT_OUT, f"not {self.require}", "", r.source) for r in out if r.source not in broken],
         )
+
+    def _judged(self, records: Sequence[Record]) -> tuple[NDArray[np.bool_], dict[str, str]]:
+        """Which records fulfil the condition, bool (n,), and of those for which it has no answer why, by source.
+
+        Records whose values are of other kinds are asked apart: none is judged by what its neighbours are.
+        """
+        names = filters.names_of(self.require)
+        groups: dict[tuple[tuple[str, str | None], ...], list[int]] = {}
+        for row, record in enumerate(records):
+            groups.setdefault(tuple(metadata_kinds([_asked(record, names)]).items()), []).append(row)
+        kept, broken = np.zeros(len(records), bool), {}
+        for kinds, rows in groups.items():
+            answers = self._answers([records[row] for row in rows], names, dict(kinds))
+            for row, answer in zip(rows, answers, strict=True):
+                kept[row] = answer is True
+                if isinstance(answer, str):
+                    broken[records[row].source] = (
+                        f"--require {self.require!r} has no answer for this record: {answer}; mend its values"
+                    )
+        return kept, broken
+
+    def _answers(
+        self, records: Sequence[Record], names: Sequence[str], kinds: Mapping[str, str | None]
+    ) -> list[bool | str]:
+        """What the condition says of records whose values are of the same kinds: true, false, or why nothing."""
+        nested = [key for key, kind in kinds.items() if kind == "json"]
+        if nested and not _TAKES_JSON.search(self.require):
+            return [f"{nested[0]} holds a list, an object or a number too large"] * len(records)
+        try:
+            return list(filters.kept_by(self.require, _columns(records, names)).tolist())
+        except UsageError as error:
+            if len(records) > 1:
+                return [answer for record in records for answer in self._answers([record], names, kinds)]
+            return [str(error).partition(" can't be used: ")[2].partition("; columns are")[0] or str(error)]
 
     def _with_redacted_content(self, read: Read) -> Read:
         """With what is found in the texts, the metadata and the paths of records replaced."""
@@ -215,7 +244,7 @@ class Privacy:
     def _with_pseudonym(self, record: Record) -> Record:
         """Without its id in the names of its files."""
         id = self._id(record.id)
-        return _mapped(record, lambda _, value: value, lambda name: _with_pseudonym(name, record.id, id))
+        return _mapped(record, lambda _, value: value, lambda name: _without_id(name, record.id, id))
 
     def _with_texts(self, records: Sequence[Record]) -> list[Record]:
         """With the content of texts that are files: what is in them must be found here. One that can't be read is told
@@ -250,11 +279,7 @@ class Privacy:
         raw = _ids_of(before)
         renamed = [_with_pseudonym(source, id, self._id(id)) for source, id in raw.items()]
         shown = self._redact(renamed)
-        times = Counter(shown)
-        return {
-            source: f"{name} ({number})" if times[name] > 1 else name
-            for number, (source, name) in enumerate(zip(raw, shown, strict=True))
-        }
+        return dict(zip(raw, _distinct(shown), strict=True))
 
 
 def _ids_of(read: Read) -> dict[str, str]:
@@ -262,11 +287,24 @@ def _ids_of(read: Read) -> dict[str, str]:
     return {item.source: item.id for item in read.items}
 
 
-def _with_pseudonym(text: str, id: str, pseudonym: str) -> str:
-    """A name, or a message, without an id that it is made from: files are often called as what is in them."""
+def _with_pseudonym(source: str, id: str, pseudonym: str) -> str:
+    """A source without the id, where that is the name of its files; numbers of lines stay."""
+    if not id or id == pseudonym or id not in source:
+        return source
+    return re.sub(rf"(?<![^/]){re.escape(id)}(?![^./])", pseudonym, source)
+
+
+def _without_id(text: str, id: str, pseudonym: str) -> str:
+    """A name, or a message, without an id that stands in it as a word: files are often called as what is in them."""
     if not id or id == pseudonym or id not in text:
         return text
-    return re.sub(rf"(?<![^/\s'\"]){re.escape(id)}(?![^./:\s'\"])", pseudonym, text)
+    return re.sub(rf"(?<![^\W_]){re.escape(id)}(?![^\W_])", pseudonym, text)
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names of which those that are equal have a number."""
+    times = Counter(names)
+    return [f"{name} ({number})" if times[name] > 1 else name for number, name in enumerate(names)]
 
 
 def _mapped(record: Record, content: Each, name: Callable[[str], str]) -> Record:
@@ -275,8 +313,7 @@ def _mapped(record: Record, content: Each, name: Callable[[str], str]) -> Record
         modality: tuple(_with_content(_with_name(item, name), content) for item in items)
         for modality, items in record.media.items()
     }
-    metadata = {key: _value(key, value, content) for key, value in record.metadata.items()}
-    return replace(record, media=media, metadata=metadata)
+    return replace(record, media=media, metadata=_value("", dict(record.metadata), content))
 
 
 def _with_content(media: Media, content: Each) -> Media:
@@ -293,21 +330,35 @@ def _with_name(media: Media, name: Callable[[str], str]) -> Media:
 def _value(key: str, value: Any, content: Each) -> Any:
     """A value of the metadata with what is in it replaced, at any depth."""
     if isinstance(value, dict):
-        return {_value("", inner, content): _value(inner, item, content) for inner, item in value.items()}
+        keys = _distinct([_value("", inner, content) for inner in value])
+        return dict(zip(keys, [_value(inner, item, content) for inner, item in value.items()], strict=True))
     if isinstance(value, list):
         return [_value(key, item, content) for item in value]
-    is_number = isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _LEAST_NUMBER
-    return content(key, value) if isinstance(value, str) or is_number else value
+    if isinstance(value, int | float) and _LEAST_NUMBER <= abs(value) < math.inf and value == int(value):
+        whole = int(value)  # tables with holes have numbers of phones and cards as floats
+        return value if (found := content(key, whole)) == whole else found
+    return content(key, value) if isinstance(value, str) else value
+
+
+def _asked(record: Record, names: Sequence[str]) -> Mapping[str, Any]:
+    """What of a record's metadata a condition names."""
+    lower = {name.lower() for name in names}
+    return record.metadata if "metadata" in lower else {k: v for k, v in record.metadata.items() if k.lower() in lower}
 
 
 def _columns(records: Sequence[Record], names: Sequence[str]) -> pa.Table:
-    """What a condition may name of records: id and the metadata; a key that none of them has is null."""
-    kinds = {key: kind or "string" for key, kind in metadata_kinds(record.metadata for record in records).items()}
+    """What a condition names of records whose values are of the same kinds, and their ids. What none of them has is
+    null and of no type, so that it can be compared with anything."""
+    rows = [_asked(record, names) for record in records]
+    kinds = metadata_kinds(rows)
     there = {key.lower() for key in kinds} | {"id", "metadata"}
-    kinds |= {name: "string" for name in names if name.lower() not in there}
-    columns = {"id": pa.array([record.id for record in records], pa.string())}
-    if kinds:
-        schema = embeddings_schema(1, "float32", kinds)
-        rows = [record.metadata for record in records]
-        columns["metadata"] = metadata_column(rows, schema.field("metadata").type, kinds)
-    return pa.table(columns)
+    kinds |= {name: None for name in names if name.lower() not in there}
+    typed = {key: kind for key, kind in kinds.items() if kind}
+    fields = {key: pa.nulls(len(records)) for key in kinds}
+    if typed:
+        column = metadata_column(rows, embeddings_schema(1, "float32", typed).field("metadata").type, typed)
+        fields |= {key: column.field(key) for key in typed}
+    table = pa.table({"id": pa.array([record.id for record in records], pa.string())})
+    if not fields:
+        return table
+    return table.append_column("metadata", pa.StructArray.from_arrays(list(fields.values()), list(fields)))

@@ -6,6 +6,7 @@ Nothing here loads Beam before a stage really has something to do.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec
 
 from mmembed import encryption
 from mmembed.card import dataset_card
-from mmembed.config import Config, FitConfig, from_json, to_json, with_absolute_paths
+from mmembed.config import Config, ExtractConfig, FitConfig, from_json, to_json, with_absolute_paths
 from mmembed.dataset import CARD, EVALUATED, EVALUATION, REPORT, Dataset, File, Stage, describe, is_own, relative
 from mmembed.engine import Engine
 from mmembed.errors import CrashError, MmembedError, UsageError
@@ -453,18 +454,20 @@ def forget(dataset: Dataset, ids: Sequence[str], engine: Engine) -> dict[str, An
     """
     from mmembed.forget import known, receipt_of
 
-    before, found = dataset, known(dataset, ids)
+    config = from_json(Config(), dict(dataset.config)).extract
+    names = {id: Secret(config.secret).pseudonym(id) if _is_hidden(id, config) else id for id in ids}
+    before, found = dataset, known(dataset, names.values())
     outcomes = {
         id: "removed"
-        if id in found or before.forgotten.is_pending(id)
-        else ("forgotten before" if id in before.forgotten else "not found")
-        for id in ids
+        if name in found or before.forgotten.is_pending(name)
+        else ("forgotten before" if name in before.forgotten else "not found")
+        for id, name in names.items()
     }
     if all(outcome == "not found" for outcome in outcomes.values()):
         raise UsageError(f"{dataset.root} has no record of the id {ids[0]!r}{', nor of the others' * (len(ids) > 1)}")
     if found:
         dataset = dataset.forgetting(found)
-    with encryption.sealing(from_json(Config(), dict(dataset.config)).extract.encrypt):
+    with encryption.sealing(config.encrypt):
         dataset, rows = _purged(dataset)
     missing = ""
     try:
@@ -473,6 +476,11 @@ def forget(dataset: Dataset, ids: Sequence[str], engine: Engine) -> dict[str, An
         dataset = Dataset.open(dataset.root)
         missing = str(error)
     return receipt_of(before, dataset, outcomes, rows, missing)
+
+
+def _is_hidden(id: str, config: ExtractConfig) -> bool:
+    """Whether an id is one of the user's own, for which a pseudonym stands in the data set."""
+    return config.pseudonymize_ids and not re.fullmatch("[0-9a-f]{64}", id)
 
 
 def _purged(dataset: Dataset) -> tuple[Dataset, Counter[str]]:

@@ -191,6 +191,20 @@ def test_ids_as_pseudonyms_can_be_joined(private: Path, tmp_path: Path, rows: li
     assert not found_in(tmp_path / "out", raw)
 
 
+def test_a_person_is_forgotten_by_his_own_id(private: Path, tmp_path: Path, rows: list[dict[str, Any]]) -> None:
+    (tmp_path / "secret").write_text(KEY)
+    flags = ("--pseudonymize-ids", "--secret", tmp_path / "secret", "--workers", 2, "--max-error-rate", 1)
+    words = ("extract", private / "manifest.jsonl", tmp_path / "out", *flags)
+    mmembed(*words)
+    id = rows[3]["id"]
+    hidden = hmac.new(KEY.encode(), id.encode(), hashlib.sha256).hexdigest()
+    assert found_in(tmp_path / "out", [hidden])
+    assert f"{id}  removed" in mmembed("forget", tmp_path / "out", "--id", id).stdout
+    assert not found_in(tmp_path / "out", [hidden, id])
+    assert "forgotten before" in mmembed("forget", tmp_path / "out", "--id", hidden).stdout
+    assert "up to date" in mmembed(*words).stderr
+
+
 def test_ids_in_names_of_files_are_hidden_with_them(manifest: Path, tmp_path: Path) -> None:
     folder = tmp_path / "in" / "people"
     folder.mkdir(parents=True)
