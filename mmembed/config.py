@@ -76,7 +76,7 @@ class ExtractConfig:
     fetch_timeout: float = option(30.0, "seconds for one media URL")
     fetch_megabytes: int = option(100, "the largest body of a media URL")
     timeout: float = option(900.0, "seconds that a medium or a batch of segments may take at a step; 0: any time")
-    secret: str = option("", "a file with the secret of pseudonyms and noise (default: the value of MMEMBED_SECRET)")
+    secret: str = option("", "a file with the secret of pseudonyms and noise; else the value of MMEMBED_SECRET")
     require: str = option(
         "", "an SQL condition: records that don't fulfil it are kept out, such as \"licence = 'cc0'\""
     )
