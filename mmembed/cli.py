@@ -171,7 +171,11 @@ def _parser(asked: Sequence[str]) -> argparse.ArgumentParser:
     )
     made.add_argument("root", metavar="OUT", type=place)
     made.add_argument(
-        "--id", action="append", default=[], metavar="ID", help="as it is in OUT, or your own where pseudonyms stand for them; repeatable"
+        "--id",
+        action="append",
+        default=[],
+        metavar="ID",
+        help="as in OUT, or your own where it has pseudonyms; repeatable",
     )
     made.add_argument("--ids-file", type=Path, metavar="FILE", help="one id a line, UTF-8")
     made.add_argument("--workers", type=int, default=_cores(), help="processes (default: one a core)")

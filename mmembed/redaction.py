@@ -229,7 +229,7 @@ def _canonical(value: str) -> str:
 
 # Addresses and keys
 
-_LOCAL = re.compile(r"[\w.!#$%&'*+/=?^`{}~-]+\Z")
+_LOCAL = re.compile(r"[\w.!#$%&'*+=?^`{}~-]+\Z")  # no /, which may be a letter there: in names it is a folder
 _DOMAIN = re.compile(r"@([^\W_]+(?:-+[^\W_]+)*(?:\.[^\W_]+(?:-+[^\W_]+)*)+)")
 
 
