@@ -103,6 +103,7 @@ def audit(dataset: Dataset, captions: Path | None = None) -> dict[str, Any]:
     own = _embedded(dataset, {id: texts[id] for id in _spread(sorted(attacked), RECORDS)})
     guesses = _embedded(dataset, dict(zip(map(str, range(len(outside))), outside)))
     outside = [outside[int(row)] for row in guesses]
+    captions_known = set(outside)
     known = _Known(texts, outside, np.stack(list(guesses.values())), own)
     metadata, exam = _metadata(dataset), read_exam(dataset)
     k = records["text"].vectors.shape[1]
@@ -121,7 +122,7 @@ def audit(dataset: Dataset, captions: Path | None = None) -> dict[str, Any]:
     return {
         "captions": str(captions) if captions else "texts of the records that were fitted",
         "outside": len(outside),
-        "copies": float(np.mean([texts[id] in set(outside) for id in own])),
+        "copies": float(np.mean([texts[id] in captions_known for id in own])),
         "noise": from_json(Config(), dict(dataset.config)).project.noise,
         **found[0][1],
         "trials": [{**knobs, **_summary(attacks), "recall@10": recall} for knobs, attacks, recall in found],

@@ -204,9 +204,7 @@ class Dataset:
         stage and those after it left earlier for what is there now. Their files stay, and serve where they fit."""
         if stage not in self.stages and not self._later(stage):
             return self
-        for path in EVALUATED:
-            if path in self.files:
-                (self.root / path).unlink(missing_ok=True)
+        self._remove_evaluated()
         dataset = replace(self, **self._before(stage))
         dataset.save()
         return dataset
@@ -215,15 +213,18 @@ class Dataset:
         """This data set with more records that are to be forgotten, and without the stages that have learned from them,
         written to disk at once: nobody finds what they left, and whoever comes next must remove it first
         (`mmembed.forget.purge`). Maps of another data set have learned nothing from them."""
-        for path in EVALUATED:
-            if path in self.files:
-                (self.root / path).unlink(missing_ok=True)
+        self._remove_evaluated()
         maps = self.config.get("fit", {}).get("maps")
         again = [name for name in STAGES[1:] if name in self.stages or name in self.forgotten.again]
         kept = self._before("fit" if maps else "extract", itself=True)
         dataset = replace(self, **kept, forgotten=self.forgotten.with_pending(ids, again))
         dataset.save()
         return dataset
+
+    def _remove_evaluated(self) -> None:
+        for path in EVALUATED:
+            if path in self.files:
+                (self.root / path).unlink(missing_ok=True)
 
     def _later(self, stage: str) -> list[str]:
         return [name for name in STAGES[STAGES.index(stage) + 1 :] if name in self.stages]

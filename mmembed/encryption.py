@@ -82,6 +82,11 @@ def state() -> State:
     return State(os.path.abspath(location) if os.path.exists(location) else location, _seals)
 
 
+def seals() -> bool:
+    """Whether what is written now is encrypted."""
+    return _seals
+
+
 @contextmanager
 def sealing(wanted: bool) -> Iterator[None]:
     """Whether what is written meanwhile is encrypted.
@@ -127,8 +132,8 @@ def unsealed(data: bytes | memoryview, name: object) -> bytes | memoryview:
         name: of the file, for messages.
 
     Raises:
-        UsageError: it is encrypted, and no master key can be had.
-        DatasetError: its key is another one, or it was changed.
+        UsageError: it is encrypted, and no master key can be had, or another one.
+        DatasetError: it was changed.
     """
     if bytes(data[: len(MAGIC)]) != MAGIC:
         return data

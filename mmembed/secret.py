@@ -6,9 +6,10 @@ import hashlib
 import hmac
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mmembed.errors import ReadError, UsageError
-from mmembed.files import open_binary
+from mmembed.files import Stamp, open_binary, stamp
 
 VARIABLE = "MMEMBED_SECRET"
 """Of the environment: the secret itself, where no file is named."""
@@ -37,14 +38,7 @@ class Secret:
         """
         if not self.file and VARIABLE not in os.environ:
             raise UsageError(f"a secret is needed: name its file with --secret FILE, or set {VARIABLE}")
-        if self.file:
-            try:
-                with open_binary(self.file) as file:
-                    found = file.read(_MOST_BYTES).strip()
-            except (ReadError, OSError) as error:
-                raise UsageError(f"can't read the secret: {error}") from error
-        else:
-            found = os.environb[VARIABLE.encode()].strip()
+        found = _read(self.file, stamp(self.file)) if self.file else os.environb[VARIABLE.encode()].strip()
         if len(found) < LEAST_BYTES:
             raise UsageError(
                 f"the secret in {self.file or VARIABLE} has {len(found)} bytes: it must have {LEAST_BYTES} or more, "
@@ -64,3 +58,13 @@ class Secret:
     def name(self) -> str:
         """16 hex digits that are equal for equal secrets, and tell nothing else of them."""
         return self.key("name").hex()[:16]
+
+
+@lru_cache(maxsize=2)
+def _read(file: str, stamp: Stamp) -> bytes:
+    """The secret in a file, as long as that is the same: it is asked for with each id."""
+    try:
+        with open_binary(file) as opened:
+            return opened.read(_MOST_BYTES).strip()
+    except (ReadError, OSError) as error:
+        raise UsageError(f"can't read the secret: {error}") from error

@@ -63,7 +63,7 @@ def replacing(path: Place) -> Iterator[Path]:
 
     Where files are encrypted, the temporary one lies in memory, and is encrypted from there.
     """
-    if encryption.state().seals:
+    if encryption.seals():
         with _in_memory() as temporary:
             yield temporary
             data = encryption.seal(temporary.read_bytes())
@@ -102,7 +102,7 @@ def write_bytes(path: Place, data: bytes | memoryview, *, plain: bool = False) -
     Args:
         plain: never encrypted.
     """
-    _write(path, encryption.seal(data) if encryption.state().seals and not plain else data)
+    _write(path, encryption.seal(data) if encryption.seals() and not plain else data)
 
 
 def _write(path: Place, data: bytes | memoryview) -> None:

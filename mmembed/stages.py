@@ -568,7 +568,7 @@ def _commit(
     for folder in folders:
         _keep(dataset, folder, files)
     remove_temporaries(dataset.root)
-    if encryption.state().seals:
+    if encryption.seals():
         known = {}  # of two attempts at a file, each had a key of its own
         _check_sealed(dataset.root, [path for path in files if path != CARD])
     known = known or {}
